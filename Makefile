@@ -1,0 +1,47 @@
+# `make pretrain` and `make test` do it all on a machine with Python 3.11 to 3.13 and make.
+PYTHON ?= python3
+VENV ?= .venv
+RUN_DIR ?= runs/pretrain_tiny
+BIN = $(VENV)/bin
+
+.PHONY: help setup pretrain test test-slow lint verify clean
+
+help:
+	@echo "make pretrain   set up, then pretrain a tiny DeltaLM on the shipped sample (again: goes on where it stopped)"
+	@echo "make test       set up, then run the tests"
+	@echo "make test-slow  the tests and the longer soaks"
+	@echo "make lint       ruff and mypy"
+	@echo "make verify     print each claim of the README beside what this machine measures"
+
+$(VENV)/.base: setup.cfg pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else f"Python 3.11 to 3.13 is needed, {sys.executable} is {v[0]}.{v[1]}: make PYTHON=/path/to/python3.11 …")'
+	@echo "setting up $(VENV) (once; about 600 MB of packages)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.development: $(VENV)/.base
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,lint]'
+	@touch $@
+
+setup: $(VENV)/.base
+
+pretrain: $(VENV)/.base
+	@$(BIN)/python -m deltalm_jax.train --gin_file=pretrain_tiny.gin --run_dir=$(RUN_DIR)
+
+test: $(VENV)/.development
+	@$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(VENV)/.development
+	@$(BIN)/python -m pytest
+
+lint: $(VENV)/.development
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+verify: $(VENV)/.base
+	@$(BIN)/python benchmarks/verify.py
+
+clean:
+	rm -rf $(VENV) runs prepared

@@ -1,0 +1,99 @@
+"""Counter-based random numbers: a 64-bit hash of whatever names the draw, vectorised over arrays.
+
+`numpy.random` generators carry state, and state is what makes a resumed or re-sharded run differ from an
+undisturbed one. Here a draw is named (seed, task, chunk, epoch, position …) and hashed, so it is the same
+whenever and wherever it is asked for.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import xxhash
+
+# SplitMix64 (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators"): increment and finaliser.
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
+_MIX_2 = np.uint64(0x94D049BB133111EB)
+
+
+def mix(x: np.ndarray | np.uint64) -> np.ndarray:
+    """SplitMix64's finaliser, a bijection of 64-bit words whose every output bit depends on every input bit.
+
+    Args:
+      x: uint64, any shape.
+
+    Returns:
+      uint64 of the same shape.
+    """
+    with np.errstate(over="ignore"):  # arithmetic is modulo 2**64 on purpose
+        z = np.asarray(x, np.uint64) + _GOLDEN
+        z = (z ^ (z >> np.uint64(30))) * _MIX_1
+        z = (z ^ (z >> np.uint64(27))) * _MIX_2
+        return z ^ (z >> np.uint64(31))
+
+
+def hash_keys(*parts: np.ndarray | int) -> np.ndarray:
+    """Hash of a tuple of integers, elementwise over broadcast arrays.
+
+    Args:
+      *parts: non-negative integers or integer arrays of broadcastable shapes; their order matters.
+
+    Returns:
+      uint64 array of the broadcast shape.
+
+    Raises:
+      ValueError: a part is negative (it would wrap and could collide silently).
+    """
+    state: np.ndarray = np.asarray(len(parts), np.uint64)
+    with np.errstate(over="ignore"):
+        for part in parts:
+            array = np.asarray(part)
+            if array.dtype != np.uint64:
+                if array.size and array.min() < 0:
+                    raise ValueError(f"hash_keys takes non-negative integers, found {array.min()}")
+                array = array.astype(np.uint64)
+            state = mix(state * _MIX_1 ^ array)
+    return state
+
+
+def string_key(text: str | bytes) -> np.uint64:
+    """64-bit xxh3 hash of a name or a text (UTF-8), for use as a part of `hash_keys`."""
+    return np.uint64(xxhash.xxh3_64_intdigest(text if isinstance(text, bytes) else text.encode("utf-8")))
+
+
+def permute(index_N: np.ndarray, size: int, key: np.ndarray | int) -> np.ndarray:
+    """A keyed permutation of 0 … size - 1, evaluated only at `index_N`; no table, so `size` may be billions.
+
+    A balanced Feistel network over the next power of four, walked until the value falls below `size`
+    (cycle walking; Black & Rogaway 2002). Below 4 * `size` values lie in the domain, so few walks are needed.
+
+    Args:
+      index_N: integers in [0, size), any shape.
+      size: number of elements, at least 1.
+      key: 64-bit key, a scalar or one per index (each key its own permutation).
+
+    Returns:
+      int64 of `index_N`'s shape; for one key a bijection of [0, size).
+
+    Raises:
+      ValueError: an index lies outside [0, size).
+    """
+    value = np.asarray(index_N, np.int64)
+    if size < 1 or (value.size and (value.min() < 0 or value.max() >= size)):
+        raise ValueError(f"permute: indices must lie in [0, {size})")
+    half = np.uint64(max(1, (int(size - 1).bit_length() + 1) // 2))
+    low = np.uint64((1 << int(half)) - 1)
+    round_keys = [hash_keys(np.asarray(key, np.uint64), r) for r in range(4)]
+
+    def network(x: np.ndarray, keys: list[np.ndarray]) -> np.ndarray:
+        left, right = x >> half, x & low
+        for k in keys:
+            left, right = right, left ^ (mix(right ^ k) & low)
+        return (left << half) | right
+
+    keys = [np.broadcast_to(k, value.shape) for k in round_keys]
+    out = network(value.astype(np.uint64), keys)
+    while np.any(outside := out >= np.uint64(size)):
+        out = out.copy()
+        out[outside] = network(out[outside], [k[outside] for k in keys])
+    return out.astype(np.int64)
