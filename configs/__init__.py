@@ -1,0 +1,1 @@
+"""Shipped gin files, one an experiment. `--gin_file=NAME` finds them from any folder."""

@@ -1,0 +1,225 @@
+"""The training data as a pure function: (seed, step) → batch. No iterator, no state to save.
+
+Example number g of an objective (g = step * batch size + row) is found by arithmetic alone:
+
+  g ──► block g // M, place g % M ──► task and its running number n ──► epoch n // chunks, chunk permuted by epoch
+        (a block holds each task exactly as often as its rate says, in hashed order)
+
+and its noise mask is drawn from hash(seed, task, chunk, epoch). So resuming costs nothing and is exact, any number
+of hosts sees the same global batches, and any past batch can be looked at again.
+
+Shapes: B batch, L raw length, S inputs, T targets, K tasks of one objective, M examples in a block.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from deltalm_jax.data.chunks import PreparedData, PreparedDataError
+from deltalm_jax.objectives import SpanCorruption
+from deltalm_jax.objectives.hashing import hash_keys, permute, string_key
+
+Batch = dict[str, dict[str, np.ndarray]]
+
+# Examples in a block: the resolution of the rates (a rarest language at 0.2 % gets 16 places of 8,192).
+BLOCK_EXAMPLES = 8192
+_SALT_BLOCK, _SALT_ORDER, _SALT_MASK = 11, 12, 13
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """How one objective is drawn: its corruption, its share of the batch, its temperature over languages.
+
+    Attributes:
+      corruption: the corruption, with its noise density and mean span length.
+      batch_size: examples of this objective in a global batch.
+      sampling_exponent: a task's rate is proportional to (its tokens) ** exponent; 1 is by size, 0 uniform.
+    """
+
+    corruption: SpanCorruption
+    batch_size: int
+    sampling_exponent: float
+
+
+def sampling_rates(tokens_K: Sequence[int] | np.ndarray, exponent: float) -> np.ndarray:
+    """Temperature sampling: p_k proportional to n_k ** exponent (XLM-R, mT5: 0.3). float64 [K], sums to 1."""
+    weights_K = np.asarray(tokens_K, np.float64) / np.sum(tokens_K)
+    weights_K = weights_K**exponent
+    return weights_K / weights_K.sum()
+
+
+def block_quotas(rates_K: np.ndarray, block: int = BLOCK_EXAMPLES) -> np.ndarray:
+    """Places of each task in a block: largest remainders, at least one each. int64 [K], sums to the block's size.
+
+    The block grows to 4 places a task where there are many tasks, so that none is starved or much overdrawn.
+    """
+    block = max(block, 4 * len(rates_K))
+    exact_K = rates_K * (block - len(rates_K))
+    quotas_K = np.floor(exact_K).astype(np.int64) + 1
+    missing = block - quotas_K.sum()
+    quotas_K[np.argsort(-(exact_K - np.floor(exact_K)), kind="stable")[:missing]] += 1
+    return quotas_K
+
+
+class _Schedule:
+    """Which chunk is example g of one objective."""
+
+    def __init__(self, name: str, objective: Objective, prepared: PreparedData, seed: int):
+        tasks = [i for i, task in enumerate(prepared.tasks) if task.objective == name]
+        tasks = [i for i in tasks if prepared.chunk_count(i, "train")]
+        if not tasks:
+            raise PreparedDataError(f"the prepared data holds no training chunks for the objective {name!r}")
+        self.task_index_K = np.array(tasks)
+        self.task_names = [prepared.tasks[i].name for i in tasks]
+        self.chunks_K = np.array([prepared.chunk_count(i, "train") for i in tasks])
+        tokens_K = [prepared.tasks[i].tokens("train") for i in tasks]
+        self.rates_K = sampling_rates(tokens_K, objective.sampling_exponent)
+        self.quotas_K = block_quotas(self.rates_K)
+        self.block = int(self.quotas_K.sum())
+        # By name, not by position: adding a language must not reshuffle the others' chunks and masks.
+        self.keys_K = hash_keys(seed, np.array([string_key(n) for n in self.task_names], np.uint64))
+        self.seed, self.name_key = seed, string_key(name)
+        self._layout = functools.lru_cache(maxsize=4)(self._block_layout)
+
+    def _block_layout(self, block: int) -> tuple[np.ndarray, np.ndarray]:
+        """Of every place in a block: its task (position k) and its running number among that task's places."""
+        places_M = np.repeat(np.arange(len(self.quotas_K)), self.quotas_K)
+        hashes_M = hash_keys(self.seed, _SALT_BLOCK, self.name_key, block, np.arange(self.block))
+        task_M = places_M[np.argsort(hashes_M, kind="stable")]
+        by_task_M = np.argsort(task_M, kind="stable")
+        running_M = np.empty(self.block, np.int64)
+        running_M[by_task_M] = np.arange(self.block) - np.repeat(
+            np.cumsum(self.quotas_K) - self.quotas_K, self.quotas_K
+        )
+        return task_M, running_M
+
+    def locate(self, examples_B: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Task position k, chunk number, and epoch of each example; int64 [B] each."""
+        task_B, number_B = np.empty_like(examples_B), np.empty_like(examples_B)
+        blocks_B, places_B = np.divmod(examples_B, self.block)
+        for block in np.unique(blocks_B):
+            here = blocks_B == block
+            task_M, running_M = self._layout(int(block))
+            task_B[here] = task_M[places_B[here]]
+            number_B[here] = block * self.quotas_K[task_B[here]] + running_M[places_B[here]]
+        epoch_B, index_B = np.divmod(number_B, self.chunks_K[task_B])
+        chunk_B = np.empty_like(index_B)
+        for k in np.unique(task_B):
+            here = task_B == k
+            order_keys = hash_keys(self.keys_K[k], _SALT_ORDER, epoch_B[here])
+            chunk_B[here] = permute(index_B[here], int(self.chunks_K[k]), order_keys)
+        return task_B, chunk_B, epoch_B
+
+
+class Stream:
+    """Batches of a training run, and the fixed batches of its validation.
+
+    Args:
+      prepared: opened prepared data.
+      objectives: per objective name (a key of `objectives.OBJECTIVES`), how it is drawn.
+      seed: the run's seed.
+
+    Raises:
+      PreparedDataError: an objective has no training data.
+    """
+
+    def __init__(self, prepared: PreparedData, objectives: Mapping[str, Objective], seed: int):
+        self.prepared, self.objectives, self.seed = prepared, dict(objectives), seed
+        vocabulary = prepared.manifest["vocabulary"]
+        self._sentinels = int(vocabulary["sentinel_start"]), int(vocabulary["num_sentinels"])
+        self._schedules = {name: _Schedule(name, o, prepared, seed) for name, o in self.objectives.items()}
+        for name, (inputs, targets) in self.shapes().items():
+            if min(inputs, targets) < 1:
+                raise PreparedDataError(f"{name}: chunks of {prepared.chunk_length} tokens cannot be corrupted")
+
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """Per objective, the static lengths of `inputs` (S) and `targets` (T)."""
+        return {n: o.corruption.lengths(self.prepared.chunk_length) for n, o in self.objectives.items()}
+
+    def batch(self, step: int, rows: Mapping[str, slice] | None = None, only: str | None = None) -> Batch:
+        """The batch of a step, or this process's rows of it.
+
+        Args:
+          step: training step, from 0.
+          rows: per objective, the rows of the global batch wanted (default: all).
+          only: one objective's group instead of all.
+
+        Returns:
+          {objective: {"inputs": int32 [B, S], "targets": int32 [B, T]}}, padded with 0.
+        """
+        out: Batch = {}
+        for name, objective in self.objectives.items():
+            if only not in (None, name):
+                continue
+            rows_B = np.arange(objective.batch_size)[(rows or {}).get(name, slice(None))]
+            schedule = self._schedules[name]
+            task_B, chunk_B, epoch_B = schedule.locate(step * objective.batch_size + rows_B)
+            keys_B = hash_keys(schedule.keys_K[task_B], _SALT_MASK, chunk_B, epoch_B)
+            out[name] = self._corrupt(name, "train", schedule.task_index_K[task_B], chunk_B, keys_B)
+        return out
+
+    def tasks_of(self, step: int) -> dict[str, list[str]]:
+        """Per objective, the task name of each row of a step's batch."""
+        out = {}
+        for name, objective in self.objectives.items():
+            schedule = self._schedules[name]
+            task_B, _, _ = schedule.locate(step * objective.batch_size + np.arange(objective.batch_size))
+            out[name] = [schedule.task_names[k] for k in task_B]
+        return out
+
+    def rates(self) -> dict[str, dict[str, float]]:
+        """Per objective, the share of its examples that each task gets (after rounding to block places)."""
+        return {
+            name: {t: float(q) / s.block for t, q in zip(s.task_names, s.quotas_K, strict=True)}
+            for name, s in self._schedules.items()
+        }
+
+    def validation_batches(self, limit: int | None = None) -> dict[str, int]:
+        """Per objective, how many validation batches there are (at most `limit`): the same on every process."""
+        counts = {}
+        for name, objective in self.objectives.items():
+            batches = -(-len(self._validation_chunks(name)[0]) // objective.batch_size)
+            counts[name] = batches if limit is None else min(batches, limit)
+        return counts
+
+    def validation_batch(self, name: str, index: int, rows: slice | None = None) -> dict[str, np.ndarray]:
+        """Validation batch `index` of one objective. Same masks every time; rows past the end are all padding."""
+        batch_size = self.objectives[name].batch_size
+        task_N, chunk_N = self._validation_chunks(name)
+        wanted_B = (index * batch_size + np.arange(batch_size))[rows or slice(None)]
+        real_B = wanted_B < len(task_N)
+        task_B, chunk_B = task_N[wanted_B[real_B]], chunk_N[wanted_B[real_B]]
+        task_keys_B = np.array([string_key(self.prepared.tasks[t].name) for t in task_B], np.uint64)
+        # No run seed in here: validation losses of different runs compare on identical masks.
+        part = self._corrupt(name, "validation", task_B, chunk_B, hash_keys(task_keys_B, _SALT_MASK, chunk_B))
+        out = {k: np.zeros((len(wanted_B), v.shape[1]), v.dtype) for k, v in part.items()}
+        for k, v in part.items():
+            out[k][real_B] = v
+        return out
+
+    @functools.lru_cache(maxsize=8)  # noqa: B019 - one stream a run; the table is small and read every evaluation
+    def _validation_chunks(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """All validation chunks of an objective in hashed order, so that any prefix is a fair sample of languages."""
+        pairs = [
+            (i, chunk)
+            for i, task in enumerate(self.prepared.tasks)
+            if task.objective == name
+            for chunk in range(self.prepared.chunk_count(i, "validation"))
+        ]
+        table = np.array(pairs, np.int64).reshape(-1, 2)
+        names = np.array([string_key(self.prepared.tasks[i].name) for i in table[:, 0]], np.uint64)
+        order = np.argsort(hash_keys(names, _SALT_ORDER, table[:, 1]), kind="stable")
+        return table[order, 0], table[order, 1]
+
+    def _corrupt(
+        self, name: str, split: str, task_B: np.ndarray, chunk_B: np.ndarray, keys_B: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        tokens_BL, lengths_B = self.prepared.read(split, task_B, chunk_B)
+        corrupted = self.objectives[name].corruption.corrupt(
+            tokens_BL, lengths_B, keys_B, *self._sentinels, chunk_length=self.prepared.chunk_length
+        )
+        return {"inputs": corrupted.inputs_BS, "targets": corrupted.targets_BT}

@@ -1,0 +1,120 @@
+"""Which array is split over which mesh axis: one table, read from top to bottom.
+
+Parameters follow the table. Optimizer moments are split like their parameter and, along the first free dimension
+that divides, over `data` too (ZeRO-1: each data-parallel group keeps a part of the moments only). Batches are split
+over `data` and `fsdp`.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+BATCH_AXES = ("data", "fsdp")
+
+# Parameter path (a regular expression, matched at the end) → split of its dimensions, the last one last: leading
+# dimensions not mentioned (the layer axis of stacked layers) stay whole. Attention kernels are heads major, so splitting
+# their width over `tensor` keeps heads whole.
+RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+    (r"token_embedding", ("tensor", "fsdp")),
+    (r"position_embedding", (None, "fsdp")),
+    (r"attention/(query|key|value)/kernel", ("fsdp", "tensor")),
+    (r"attention/(query|key|value)/bias", ("tensor",)),
+    (r"attention/output/kernel", ("tensor", "fsdp")),
+    (r"feed_forward/input/kernel", ("fsdp", "tensor")),
+    (r"feed_forward/input/bias", ("tensor",)),
+    (r"feed_forward/output/kernel", ("tensor", "fsdp")),
+    (r"(output/bias|layer_norm/(scale|bias))", (None,)),
+)
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+    """A leaf's path as text, "encoder/layers/feed_forward/input/kernel"."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def parameter_spec(name: str, ndim: int) -> P:
+    """The table's split of a parameter.
+
+    Raises:
+      KeyError: no rule matches; a new parameter must be given a rule.
+    """
+    for pattern, axes in RULES:
+        if re.search(f"(^|[/_]){pattern}$", name):
+            return P(*(None,) * (ndim - len(axes)), *axes)
+    raise KeyError(f"no sharding rule for the parameter {name!r}: add one to RULES in {__name__}")
+
+
+def _fits(spec: P, shape: tuple[int, ...], mesh: Mesh) -> P:
+    """The split without axes that do not divide their dimension, or have one device only (and split nothing)."""
+    return P(*(a if a and mesh.shape[a] > 1 and shape[i] % mesh.shape[a] == 0 else None for i, a in enumerate(spec)))
+
+
+def _over_data_too(spec: P, shape: tuple[int, ...], mesh: Mesh) -> P:
+    if mesh.shape["data"] == 1:
+        return spec
+    for i, size in enumerate(shape):
+        if spec[i] is None and size % mesh.shape["data"] == 0:
+            return P(*spec[:i], "data", *spec[i + 1 :])
+    return spec
+
+
+def state_shardings(state: Any, mesh: Mesh) -> Any:
+    """Shardings of a training state {"params", "optimizer", "step"} (arrays or shapes), as a tree like it."""
+
+    def of(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        name, shape = path_name(path), tuple(np.shape(leaf))
+        if len(shape) == 0:
+            return NamedSharding(mesh, P())
+        spec = _fits(parameter_spec(name, len(shape)), shape, mesh)
+        if name.startswith("optimizer"):
+            spec = _over_data_too(spec, shape, mesh)
+        return NamedSharding(mesh, spec)
+
+    return jax.tree_util.tree_map_with_path(of, state)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows of a batch over `data` and `fsdp`."""
+    return NamedSharding(mesh, P(BATCH_AXES))
+
+
+def check_batch(batch_sizes: dict[str, int], mesh: Mesh) -> None:
+    """Raises ValueError if a group's batch does not divide evenly over the devices that share it."""
+    ways = int(np.prod([mesh.shape[a] for a in BATCH_AXES]))
+    for name, size in batch_sizes.items():
+        if size % ways:
+            raise ValueError(
+                f"objective_batch_sizes[{name!r}] is {size}, which does not divide over data × fsdp = {ways} devices: "
+                f"use a multiple of {ways}, or move devices to the tensor axis"
+            )
+
+
+def process_rows(batch_size: int, mesh: Mesh) -> slice:
+    """The rows of a global batch that this process's devices hold.
+
+    Raises:
+      ValueError: they are not one contiguous run (no mesh made by `make_mesh` is like that).
+    """
+    indices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
+    spans = sorted({s[0].indices(batch_size)[:2] for s in indices if s is not None})
+    if any(a[1] != b[0] for a, b in zip(spans, spans[1:], strict=False)):
+        raise ValueError(f"this process's rows are not contiguous: {spans}")
+    return slice(spans[0][0], spans[-1][1])
+
+
+def put_batch(batch: dict[str, dict[str, np.ndarray]], batch_sizes: dict[str, int], mesh: Mesh) -> Any:
+    """This process's rows of a batch, as global arrays on the devices (no copy waits for the device)."""
+    sharding = batch_sharding(mesh)
+    return {
+        group: {
+            k: jax.make_array_from_process_local_data(sharding, v, (batch_sizes[group], *v.shape[1:]))
+            for k, v in arrays.items()
+        }
+        for group, arrays in batch.items()
+    }

@@ -1,0 +1,75 @@
+"""The training command: `python -m deltalm_jax.train --gin_file=pretrain_tiny.gin`."""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import sys
+from collections.abc import Sequence
+
+_EXAMPLES = """
+examples:
+  python -m deltalm_jax.train --gin_file=pretrain_tiny.gin
+  python -m deltalm_jax.train --gin_file=pretrain_tiny.gin --gin.TrainConfig.steps=100 --run_dir=runs/short
+  python -m deltalm_jax.train --gin_file=pretrain_base.gin --dry_run
+  python -m deltalm_jax.train --gin_file=pretrain_base.gin --gin.DataConfig.data_dir=/corpora \\
+      --gin.DataConfig.vocabulary=sentencepiece.bpe.model
+
+Run the same command again and the run goes on from its newest checkpoint.
+"""
+
+
+def parse_arguments(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Command-line flags, and the `--gin.Class.field=value` bindings without their prefix."""
+    parser = argparse.ArgumentParser(
+        prog="python -m deltalm_jax.train",
+        description="Pretrain a DeltaLM, or go on pretraining it.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--gin_file", action="append", default=[], metavar="FILE",
+        help="configuration: the name of a shipped file or a path; repeat to add files, later ones win",
+    )  # fmt: skip
+    parser.add_argument("--gin.Class.field", metavar="VALUE", help="one value, e.g. --gin.TrainConfig.steps=40; wins over files")
+    parser.add_argument("--run_dir", type=pathlib.Path, help="checkpoints and metrics go here (default: runs/<gin name>)")
+    parser.add_argument("--dry_run", action="store_true", help="print what the run would be, with an example, and stop")
+    parser.add_argument("--allow_import", action="append", default=[], metavar="MODULE", help="a module gin files may import")
+    group = parser.add_argument_group("several processes")
+    group.add_argument("--coordinator", metavar="HOST:PORT", help='process 0\'s address, or "auto" on TPU, SLURM and MPI')
+    group.add_argument("--num_processes", type=int, help="processes in all")
+    group.add_argument("--process_id", type=int, help="this process's number, from 0")
+    bindings = [a.removeprefix("--gin.") for a in arguments if a.startswith("--gin.")]
+    return parser.parse_args([a for a in arguments if not a.startswith("--gin.")]), bindings
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit code. Mistakes of the user's give one message and exit code 2."""
+    flags, bindings = parse_arguments(sys.argv[1:] if arguments is None else arguments)
+
+    # Imported late: `--help` should not wait for jax.
+    from deltalm_jax.training.prepared import open_or_prepare
+    from deltalm_jax.data.chunks import PreparedDataError
+    from deltalm_jax.parallel.mesh import initialize_processes
+    from deltalm_jax.training.checkpoint import CheckpointError
+    from deltalm_jax.training.gin_files import ConfigError, load
+    from deltalm_jax.training.loop import NonFiniteError, train
+
+    try:
+        config = load(flags.gin_file, bindings, flags.allow_import)
+        if flags.dry_run:
+            from deltalm_jax.training.dry_run import dry_run
+
+            dry_run(config)
+            return 0
+        prepared = open_or_prepare(config, flags.num_processes or 1)
+        initialize_processes(flags.coordinator, flags.num_processes, flags.process_id)
+        return train(config, prepared, flags.run_dir or pathlib.Path("runs", config.name))
+    except (ConfigError, PreparedDataError, CheckpointError, NonFiniteError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,218 @@
+"""Checkpoints: orbax writes the arrays, a record written last says that they are whole.
+
+`RUN_DIR/checkpoints/STEP/state/` is orbax's; `RUN_DIR/checkpoints/STEP/record.json` is ours, written after orbax has
+finished, with every file's size and digest. orbax restores flipped bits without a word and takes an empty folder for
+the newest step; so a step counts only if its record verifies, and the newest that does is taken.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import xxhash
+
+from deltalm_jax.parallel.sharding import path_name
+
+FORMAT = 1
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be written or used; the message names it and says what to do."""
+
+
+class Checkpoints:
+    """The checkpoints of one run directory.
+
+    Args:
+      directory: `RUN_DIR/checkpoints`; made if absent.
+      keep: newest steps kept.
+      keep_every: steps at multiples of this are kept for good; None keeps none so.
+      warn: takes one line of text when a damaged step is passed over.
+    """
+
+    def __init__(self, directory: pathlib.Path, keep: int, keep_every: int | None, warn: Callable[[str], None]):
+        # orbax wants an absolute path.
+        self.directory, self.keep, self.keep_every, self.warn = directory.absolute(), keep, keep_every, warn
+        if jax.process_index() == 0:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            for left_over in self.directory.glob(".deleting-*"):
+                shutil.rmtree(left_over)
+        self._orbax = ocp.StandardCheckpointer()
+        self._commits = concurrent.futures.ThreadPoolExecutor(1, "checkpoint-commit")
+        self._pending: concurrent.futures.Future[None] | None = None
+
+    def steps(self) -> list[int]:
+        """Steps that have a record, ascending. What has none was never finished, or is not ours."""
+        return sorted(int(p.parent.name) for p in self.directory.glob("*/record.json") if p.parent.name.isdigit())
+
+    def save(self, step: int, state: Any, about: dict[str, Any]) -> None:
+        """Begins saving; returns when the arrays are copied off the devices. All processes must call it.
+
+        Args:
+          step: updates done.
+          state: tree of (global) arrays.
+          about: JSON-able facts for the record (configuration, data …).
+
+        Raises:
+          CheckpointError: the previous save had failed.
+        """
+        self.wait()
+        folder = self.directory / str(step)
+        if jax.process_index() == 0 and folder.exists():  # unfinished, or damaged and passed over on resume
+            self._remove(folder)
+        # A copy of its own: on a CPU the "device-to-host copy" is a view, which the next, donating step would overwrite.
+        frozen = jax.tree.map(lambda x: x.copy(), state) if jax.default_backend() == "cpu" else state
+        self._orbax.save(folder / "state", frozen)
+        record = {"format": FORMAT, "step": step, "leaves": _leaves(state), "about": about}
+        self._pending = self._commits.submit(self._commit, folder, record)
+
+    def wait(self) -> None:
+        """Blocks until the pending save is on disk with its record; raises CheckpointError if it failed."""
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return
+        try:
+            pending.result()
+        except Exception as error:
+            raise CheckpointError(f"the checkpoint begun last was not saved: {error}") from error
+
+    def check(self) -> None:
+        """Raises CheckpointError as soon as a pending save is known to have failed; never blocks."""
+        if self._pending is not None and self._pending.done():
+            self.wait()
+
+    def close(self) -> None:
+        """Waits for the pending save and frees orbax's threads."""
+        self.wait()
+        self._commits.shutdown()
+        self._orbax.close()
+
+    def latest(self) -> dict[str, Any] | None:
+        """The record of the newest step that verifies, or None if there is no checkpoint at all.
+
+        Raises:
+          CheckpointError: there are checkpoints, but none verifies.
+        """
+        steps = self.steps()
+        for step in reversed(steps):
+            try:
+                return self.verify(step)
+            except CheckpointError as error:
+                self.warn(f"WARNING: checkpoint {step} is passed over: {error}")
+        if steps:
+            raise CheckpointError(
+                f"none of the checkpoints in {self.directory} verifies ({', '.join(map(str, steps))}); restore them from a "
+                "copy, or start again in another --run_dir"
+            )
+        return None
+
+    def verify(self, step: int) -> dict[str, Any]:
+        """Reads a step's record and checks every file's size and digest against it.
+
+        Raises:
+          CheckpointError: names the file that is missing, has another size, or another content.
+        """
+        folder = self.directory / str(step)
+        try:
+            record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
+            files, version = record["files"], record["format"]
+        except (OSError, ValueError, KeyError) as error:
+            raise CheckpointError(f"{folder / 'record.json'} cannot be read: {error!r}") from error
+        if version != FORMAT:
+            raise CheckpointError(f"{folder} has checkpoint format {version}; this version reads format {FORMAT}")
+        for name, wanted in files.items():
+            path = folder / name
+            if not path.is_file():
+                raise CheckpointError(f"{path} is missing")
+            if path.stat().st_size != wanted["bytes"]:
+                raise CheckpointError(f"{path} has {path.stat().st_size} bytes, its record says {wanted['bytes']}")
+            if _digest(path) != wanted["xxh3"]:
+                raise CheckpointError(f"the content of {path} has changed since it was written (digest differs)")
+        return record
+
+    def restore(self, record: dict[str, Any], abstract: Any) -> Any:
+        """Reads the arrays of a verified step into the shardings of `abstract`.
+
+        Args:
+          record: from `latest` or `verify`.
+          abstract: tree of `jax.ShapeDtypeStruct` with shardings.
+
+        Raises:
+          CheckpointError: the trees differ; names the leaves.
+        """
+        saved, wanted = record["leaves"], _leaves(abstract)
+        differences = [
+            f"{name}: checkpoint {_show(saved.get(name))}, this run {_show(wanted.get(name))}"
+            for name in sorted(saved.keys() | wanted.keys())
+            if saved.get(name) != wanted.get(name)
+        ]
+        if differences:
+            more = f" (and {len(differences) - 5} more)" if len(differences) > 5 else ""
+            raise CheckpointError(
+                f"checkpoint {record['step']} does not fit this run: {'; '.join(differences[:5])}{more}"
+            )
+        return self._orbax.restore(self.directory / str(record["step"]) / "state", abstract)
+
+    def _commit(self, folder: pathlib.Path, record: dict[str, Any]) -> None:
+        self._orbax.wait_until_finished()
+        if jax.process_index() != 0:
+            return
+        paths = sorted(p for p in (folder / "state").rglob("*") if p.is_file())
+        record["files"] = {
+            str(p.relative_to(folder)): {"bytes": p.stat().st_size, "xxh3": _digest(p, sync=True)} for p in paths
+        }
+        write_atomically(folder / "record.json", json.dumps(record, indent=1))
+        steps = self.steps()
+        for step in steps[: -self.keep]:
+            if not (self.keep_every and step % self.keep_every == 0):
+                self._remove(self.directory / str(step))
+
+    def _remove(self, folder: pathlib.Path) -> None:
+        # Renamed first: a kill in the middle must not leave a half-deleted step under a name that counts.
+        away = folder.with_name(f".deleting-{folder.name}-{os.getpid()}")
+        folder.rename(away)
+        shutil.rmtree(away)
+
+
+def write_atomically(path: pathlib.Path, text: str) -> None:
+    """Writes a text file so that, whatever happens, it has either the old or the whole new content."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    descriptor = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _digest(path: pathlib.Path, sync: bool = False) -> str:
+    hasher = xxhash.xxh3_64()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            hasher.update(block)
+        if sync:  # the record must not reach the disk before what it vouches for
+            os.fsync(file.fileno())
+    return hasher.hexdigest()
+
+
+def _leaves(tree: Any) -> dict[str, list[Any]]:
+    """{path: [shape, dtype]} of a tree's leaves."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {path_name(path): [list(np.shape(leaf)), str(leaf.dtype)] for path, leaf in leaves}
+
+
+def _show(leaf: list[Any] | None) -> str:
+    return f"{leaf[1]}{leaf[0]}" if leaf else "has no such leaf"

@@ -1,0 +1,191 @@
+"""The configuration of a training run: what gin files bind. (`ModelConfig` and `MeshConfig` live beside what they shape.)"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from deltalm_jax.data.stream import Objective
+from deltalm_jax.fields import check_types, is_operational, operational
+from deltalm_jax.model.config import ModelConfig
+from deltalm_jax.objectives import OBJECTIVES
+from deltalm_jax.parallel.mesh import MeshConfig
+from deltalm_jax.training.optimizer import OptimizerConfig
+
+SAMPLE = "sample"
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """What the model is trained on, and in which proportions.
+
+    Attributes:
+      mixture: name of a seqio Task or Mixture (`tasks/`) to prepare.
+      data_dir: folder with the corpora (`cc100/CODE.txt.xz`, `ccaligned/xx_YY-en_XX.tsv.xz`), or "sample" for the
+        shipped sample. Only needed until the data is prepared.
+      vocabulary: SentencePiece model file, or "sample" for the shipped sample's.
+      prepared_dir: where the prepared data lies; None is `prepared/<gin name>` in the working directory.
+      languages: codes to restrict the mixture to; None takes every language found in `data_dir`.
+      chunk_length: raw tokens in an example (paper: 512).
+      objective_batch_sizes: examples of each objective in a global batch: the only ratio between objectives. The paper
+        gives their sum, 2,048; the ratio is not stated.
+      noise_densities: share of tokens masked (paper: 15 % and 50 %).
+      mean_span_lengths: mean length of masked spans in tokens (paper: 3).
+      sampling_exponents: a language's rate is proportional to (its tokens) ** exponent. Not stated; XLM-R and mT5 used
+        0.3.
+      prepare_limit_mb: `train` prepares corpora up to this compressed size by itself; above, it prints the command.
+      prefetch: batches made ahead of the step.
+    """
+
+    mixture: str = "deltalm_pretrain"
+    data_dir: str | None = operational(None)
+    vocabulary: str | None = operational(None)
+    prepared_dir: str | None = operational(None)
+    languages: tuple[str, ...] | None = None
+    chunk_length: int = 512
+    objective_batch_sizes: dict[str, int] = dataclasses.field(default_factory=lambda: _each(1024, 1024))
+    noise_densities: dict[str, float] = dataclasses.field(default_factory=lambda: _each(0.15, 0.5))
+    mean_span_lengths: dict[str, float] = dataclasses.field(default_factory=lambda: _each(3.0, 3.0))
+    sampling_exponents: dict[str, float] = dataclasses.field(default_factory=lambda: _each(0.3, 0.3))
+    prepare_limit_mb: float = operational(200.0)
+    prefetch: int = operational(2)
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        if self.chunk_length < 8:
+            raise ValueError(f"DataConfig.chunk_length must be at least 8 tokens, found {self.chunk_length}")
+        if self.prefetch < 1:
+            raise ValueError(f"DataConfig.prefetch must be at least 1, found {self.prefetch}")
+        if not self.objective_batch_sizes:
+            raise ValueError("DataConfig.objective_batch_sizes is empty: name at least one objective")
+        for field in ("objective_batch_sizes", "noise_densities", "mean_span_lengths", "sampling_exponents"):
+            for name in getattr(self, field):
+                if name not in OBJECTIVES:
+                    raise ValueError(f"DataConfig.{field}: unknown objective {name!r}; known: {', '.join(OBJECTIVES)}")
+            if missing := set(self.objective_batch_sizes) - set(getattr(self, field)):
+                raise ValueError(f"DataConfig.{field} says nothing of {', '.join(sorted(missing))}")
+        for name, size in self.objective_batch_sizes.items():
+            if size < 1:
+                raise ValueError(f"DataConfig.objective_batch_sizes[{name!r}] must be at least 1, found {size}")
+
+    def objectives(self) -> dict[str, Objective]:
+        """How each objective is drawn, in the order of `objective_batch_sizes`."""
+        return {
+            name: Objective(
+                OBJECTIVES[name](self.noise_densities[name], self.mean_span_lengths[name]),
+                batch_size,
+                self.sampling_exponents[name],
+            )
+            for name, batch_size in self.objective_batch_sizes.items()
+        }
+
+
+def _each(span_corruption: Any, translation_span_corruption: Any) -> dict[str, Any]:
+    return {"span_corruption": span_corruption, "translation_span_corruption": translation_span_corruption}
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """The run itself.
+
+    Attributes:
+      steps: length of the run in optimizer updates (paper: 600,000).
+      seed: seed of initialisation, dropout, data order and masks.
+      init_from: where the parameters start: "random". Must be said.
+      stop_at_step: stop (with a checkpoint) after this many steps in all, without changing the run; None runs on to
+        `steps`.
+      checkpoint_every: steps between checkpoints; the last step is always saved.
+      keep_checkpoints: newest checkpoints kept.
+      keep_checkpoint_every: checkpoints at multiples of this many steps are kept for good; None keeps none so.
+      eval_every: steps between validations; the last step is always validated; 0 is never.
+      eval_batches: validation batches of each objective at most.
+      log_every: steps between lines of progress where there is no terminal. `metrics.jsonl` has every step.
+      loss_block_tokens: target tokens whose logits are held at a time; memory for it is this × vocabulary × 4 bytes.
+      compilation_cache: whether compiled steps are kept in the run directory, so that a restart is quick.
+    """
+
+    steps: int = 600_000
+    seed: int = 0
+    init_from: str | None = None
+    stop_at_step: int | None = operational(None)
+    checkpoint_every: int = operational(1000)
+    keep_checkpoints: int = operational(3)
+    keep_checkpoint_every: int | None = operational(None)
+    eval_every: int = operational(5000)
+    eval_batches: int = operational(16)
+    log_every: int = operational(50)
+    loss_block_tokens: int = operational(4096)
+    compilation_cache: bool = operational(True)
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        for name in ("steps", "checkpoint_every", "keep_checkpoints", "eval_batches", "log_every", "loss_block_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"TrainConfig.{name} must be at least 1, found {getattr(self, name)}")
+        for name in ("seed", "eval_every"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"TrainConfig.{name} must not be negative, found {getattr(self, name)}")
+        for name in ("stop_at_step", "keep_checkpoint_every"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"TrainConfig.{name} must be at least 1 or None, found {value}")
+        if self.init_from is None:
+            raise ValueError(
+                'TrainConfig.init_from is not set: say where the parameters start, e.g. TrainConfig.init_from = "random"'
+            )
+        if self.init_from != "random":
+            raise ValueError(f'TrainConfig.init_from must be "random", found {self.init_from!r}')
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """All configuration of a run, and where each value came from.
+
+    Attributes:
+      name: the run's name, from the (last) gin file's.
+      origins: "Class.field" → "file:line", "command line" or "default".
+    """
+
+    name: str
+    model: ModelConfig
+    data: DataConfig
+    optimizer: OptimizerConfig
+    mesh: MeshConfig
+    train: TrainConfig
+    origins: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if (length := self.data.chunk_length) > self.model.max_length:
+            raise ValueError(
+                f"DataConfig.chunk_length is {length}, but ModelConfig.max_length has positions for "
+                f"{self.model.max_length} tokens only: lower the first or raise the second"
+            )
+        if self.train.stop_at_step is not None and self.train.stop_at_step > self.train.steps:
+            raise ValueError(
+                f"TrainConfig.stop_at_step ({self.train.stop_at_step}) lies beyond TrainConfig.steps ({self.train.steps})"
+            )
+
+    def sections(self) -> dict[str, Any]:
+        """{class name: instance}, in the order they are shown."""
+        parts = (self.model, self.data, self.optimizer, self.mesh, self.train)
+        return {type(part).__name__: part for part in parts}
+
+    def values(self) -> dict[str, Any]:
+        """{"Class.field": value} of every field, JSON-able."""
+        return {
+            f"{name}.{field.name}": _plain(getattr(section, field.name))
+            for name, section in self.sections().items()
+            for field in dataclasses.fields(section)
+        }
+
+    def identity(self) -> dict[str, Any]:
+        """The part of `values` that must stay the same when a run is resumed."""
+        return {
+            f"{name}.{field.name}": _plain(getattr(section, field.name))
+            for name, section in self.sections().items()
+            for field in dataclasses.fields(section)
+            if name != "MeshConfig" and not is_operational(field)
+        }
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,149 @@
+"""`--dry_run`: what a run would be, before any of it is paid for."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import pathlib
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from deltalm_jax.data.chunks import MANIFEST, PreparedData
+from deltalm_jax.data.packing import join_and_cut, pack_pairs
+from deltalm_jax.data.stream import Stream
+from deltalm_jax.data.vocabulary import Vocabulary
+from deltalm_jax.model.config import parameter_count, resolve_compute_dtype
+from deltalm_jax.objectives.hashing import hash_keys, string_key
+from deltalm_jax.parallel.mesh import make_mesh
+from deltalm_jax.parallel.sharding import check_batch, path_name
+from deltalm_jax.training.config import SAMPLE, Config
+from deltalm_jax.training.flops import flops_per_step
+from deltalm_jax.training.prepared import check, prepared_folder
+from deltalm_jax.training.step import abstract_state
+
+Example = tuple[str, str, str, str]  # objective, where it is from, inputs, targets
+
+
+def dry_run(config: Config) -> None:
+    """Prints configuration with origins, parameters, shardings, memory, FLOPs, and a decoded example of each objective.
+
+    Nothing is trained or written, and no array of the model is allocated.
+
+    Raises:
+      ValueError: the mesh or the batch does not fit the devices of this machine.
+      PreparedDataError, CorpusError: prepared data is there but damaged or made for another configuration.
+    """
+    console = Console(highlight=False, soft_wrap=True)
+    mesh = make_mesh(config.mesh)
+    check_batch(config.data.objective_batch_sizes, mesh)
+    _print_configuration(console, config)
+    _print_parameters(console, config, mesh)
+    _print_step(console, config)
+    for objective, source, inputs, targets in _examples(config):
+        console.print(f"\n[bold]{objective}[/bold], {source}")
+        console.print(f"  inputs:  {inputs}", markup=False)
+        console.print(f"  targets: {targets}", markup=False)
+
+
+def _print_configuration(console: Console, config: Config) -> None:
+    table = Table("field", "value", "from", title=f"configuration {config.name}", title_justify="left")
+    for name, value in config.values().items():
+        table.add_row(name, repr(value), config.origins.get(name, "default"))
+    console.print(table)
+
+
+def _print_parameters(console: Console, config: Config, mesh: jax.sharding.Mesh) -> None:
+    state = abstract_state(config.model, config.optimizer, mesh)
+    table = Table("parameter", "shape", "split over", title="parameters", title_justify="left")
+    counted = 0
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state["params"]):
+        counted += math.prod(leaf.shape)
+        axes = [a or "-" for a in leaf.sharding.spec]
+        table.add_row(path_name(path), " × ".join(f"{n:,}" for n in leaf.shape), " × ".join(axes))
+    console.print(table)
+    assert counted == parameter_count(config.model)
+    console.print(f"{counted:,} parameters on {mesh.size} {jax.devices()[0].platform} device(s), mesh {dict(mesh.shape)}")
+
+    def gigabytes(tree: object) -> float:
+        leaves = jax.tree.leaves(tree)
+        return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves) / 1e9
+
+    logits = config.train.loss_block_tokens * config.model.vocab_size * 4 / 1e9 / mesh.size
+    console.print(
+        f"memory a device: parameters {gigabytes(state['params']):.2f} GB, optimizer {gigabytes(state['optimizer']):.2f} GB, "
+        f"gradients {gigabytes(state['params']):.2f} GB, logits of a loss block {logits:.2f} GB; activations come on top"
+    )
+
+
+def _print_step(console: Console, config: Config) -> None:
+    table = Table("objective", "batch", "inputs", "targets", "targets' share", title="groups of a step", title_justify="left")
+    shapes = {n: o.corruption.lengths(config.data.chunk_length) for n, o in config.data.objectives().items()}
+    batch_sizes = config.data.objective_batch_sizes
+    total = sum(batch_sizes[n] * t for n, (_, t) in shapes.items())
+    for name, (inputs, targets) in shapes.items():
+        share = batch_sizes[name] * targets / total
+        table.add_row(name, f"{batch_sizes[name]:,}", str(inputs), str(targets), f"{share:.1%}")
+    console.print(table)
+    flops = flops_per_step(config.model, {n: (batch_sizes[n], *shapes[n]) for n in shapes})
+    dtype = resolve_compute_dtype(config.model, jax.default_backend())
+    console.print(
+        f"{flops.total / 1e12:,.2f} TFLOP a step (forward and backward, causal attention counted half; "
+        f"{flops.head / flops.total:.1%} in the output projection), {flops.total * config.train.steps / 1e18:,.2f} EFLOP in "
+        f"{config.train.steps:,} steps; compute dtype here: {dtype}"
+    )
+
+
+def _examples(config: Config) -> Iterator[Example]:
+    """The first example of each objective: from the run's prepared data if there is some, else from the sample's text."""
+    folder = prepared_folder(config)
+    if (folder / MANIFEST).exists():
+        prepared = PreparedData.open(folder)
+        check(config, prepared)
+        stream = Stream(prepared, config.data.objectives(), config.train.seed)
+        described = prepared.manifest["vocabulary"]
+        vocabulary = Vocabulary.load(
+            folder / "vocabulary.model",
+            sentinel_start=described["sentinel_start"],
+            num_sentinels=described["num_sentinels"],
+        )
+        batch, tasks = stream.batch(0), stream.tasks_of(0)
+        for name, arrays in batch.items():
+            texts = [vocabulary.decode(row[row > 0].tolist()) for row in (arrays["inputs"][0], arrays["targets"][0])]
+            yield name, f"first example of step 1 (task {tasks[name][0]}, {folder})", texts[0], texts[1]
+        return
+    yield from _sample_examples(config)
+
+
+def _sample_examples(config: Config) -> Iterator[Example]:
+    # The only place in training that reads raw text, so the corpora are imported here.
+    from tasks.corpora import CORPORA, SAMPLE_DIR, english_first, find_files, read_split
+
+    given = config.data.vocabulary
+    own = given not in (None, SAMPLE) and pathlib.Path(str(given)).is_file()
+    vocabulary = Vocabulary.load(str(given) if own else SAMPLE_DIR / "vocabulary.model")
+    label = "the shipped sample's text" + ("" if own or given == SAMPLE else " and vocabulary")
+    length = config.data.chunk_length
+    for name, objective in config.data.objectives().items():
+        (corpus,) = (c for c in CORPORA.values() if c.objective == name)
+        language, file = next(iter(find_files(None, corpus.name, ["fr"]).items()))
+        items = list(itertools.islice(read_split(corpus, file, "train"), 200))
+        if corpus.unit == "documents":
+            chunks = join_and_cut([vocabulary.encode_batch(d) for d in items], length)
+        else:
+            sides = [(p if english_first(*p) else p[::-1]) for p in items]
+            chunks = pack_pairs([tuple(vocabulary.encode_batch(p)) for p in sides], length)  # type: ignore[misc]
+        tokens_BL = np.zeros((1, length), np.int32)
+        tokens_BL[0, : len(chunks[0])] = chunks[0]
+        corrupted = objective.corruption.corrupt(
+            tokens_BL,
+            np.array([len(chunks[0])]),
+            hash_keys(config.train.seed, np.array([string_key(name)], np.uint64)),
+            vocabulary.sentinel_start,
+            vocabulary.num_sentinels,
+        )
+        texts = [vocabulary.decode(row[row > 0].tolist()) for row in (corrupted.inputs_BS[0], corrupted.targets_BT[0])]
+        yield name, f"an example from {label} ({language}), as there is no prepared data yet", texts[0], texts[1]

@@ -1,0 +1,55 @@
+"""Requests to stop: SIGTERM (preemption) and SIGINT (Ctrl-C) end the run at the next step boundary, with a checkpoint."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+
+import jax
+from jax.experimental import multihost_utils
+
+# BSD's EX_TEMPFAIL: "try again later". Schedulers can tell it from failure (1) and from success (0).
+EXIT_PREEMPTED = 75
+EXIT_INTERRUPTED = 130
+
+
+class StopRequest:
+    """Notes signals; `at(step)` says whether to stop here. Use as a context manager: handlers are put back on leaving.
+
+    A second SIGINT while the first is being honoured raises KeyboardInterrupt at once.
+    """
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+        self._previous: dict[signal.Signals, object] = {}
+
+    def __enter__(self) -> StopRequest:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            # jax.distributed has a SIGTERM notifier of its own, which `at` asks.
+            if number == signal.SIGTERM and jax.process_count() > 1:
+                continue
+            self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.signal == signal.SIGINT and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = self.signal or signal.Signals(number)
+
+    def at(self, step: int) -> bool:
+        """Whether to stop after `step`. With several processes all of them get the same answer at the same step."""
+        if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
+            self.signal = self.signal or signal.SIGTERM
+            return True
+        return self.signal is not None and jax.process_count() == 1
+
+    @property
+    def exit_code(self) -> int:
+        """Exit code that tells a scheduler why the run ended: 0, 75 (preempted) or 130 (interrupted)."""
+        if self.signal is None:
+            return 0
+        return EXIT_INTERRUPTED if self.signal == signal.SIGINT else EXIT_PREEMPTED

@@ -1,0 +1,230 @@
+"""Reads gin files and command-line bindings into a `Config`, remembering where each value came from.
+
+gin's own parser reads the grammar. The values are bound here, not in gin's global registry: so a configuration is a
+return value, two can live in one process, and each value knows its file and line. What gin would let pass silently is
+an error: a name bound twice in one file, scopes, references, an import outside the project, a misspelt field.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import io
+import pathlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from gin import config_parser
+
+import configs
+from deltalm_jax.model.config import ModelConfig
+from deltalm_jax.parallel.mesh import MeshConfig
+from deltalm_jax.training.config import Config, DataConfig, OptimizerConfig, TrainConfig
+
+CLASSES: dict[str, type] = {
+    c.__name__: c for c in (ModelConfig, DataConfig, OptimizerConfig, MeshConfig, TrainConfig)
+}
+ALLOWED_IMPORTS = ("deltalm_jax", "tasks")
+_COMMAND_LINE = "command line"
+
+
+class ConfigError(ValueError):
+    """Something in a gin file or a `--gin.…` flag is wrong; the message says where and what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Macro:
+    name: str
+
+
+class _Delegate(config_parser.ParserDelegate):
+    def configurable_reference(self, scoped_configurable_name: str, evaluate: bool) -> Any:
+        raise ConfigError(f"references such as @{scoped_configurable_name} are not used here: write the value itself")
+
+    def macro(self, macro_name: str) -> Any:
+        return _Macro(macro_name)
+
+
+@dataclasses.dataclass
+class _Bindings:
+    """What has been read so far; later layers overwrite earlier ones."""
+
+    values: dict[str, Any] = dataclasses.field(default_factory=dict)
+    macros: dict[str, Any] = dataclasses.field(default_factory=dict)
+    origins: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+def load(gin_files: Sequence[str], overrides: Iterable[str] = (), allow_imports: Sequence[str] = ()) -> Config:
+    """Reads gin files in order, then overrides, and builds every configuration class.
+
+    Args:
+      gin_files: bare names of shipped files ("pretrain_tiny.gin") or paths.
+      overrides: "Class.field=value" strings; a bare word is taken as a string where the field is one.
+      allow_imports: modules (with their submodules) that gin files may import besides the project's own.
+
+    Raises:
+      ConfigError: a file is missing, or a statement is wrong; names file and line.
+    """
+    if not gin_files:
+        raise ConfigError("no configuration: pass --gin_file=pretrain_tiny.gin or a path of your own")
+    bindings = _Bindings()
+    allowed = (*ALLOWED_IMPORTS, *allow_imports)
+    for name in gin_files:
+        _read_file(find(name), bindings, allowed)
+    for override in overrides:
+        _bind_override(override, bindings)
+    sections = {name: _build(name, cls, bindings) for name, cls in CLASSES.items()}
+    origins = {
+        f"{name}.{field.name}": bindings.origins.get(f"{name}.{field.name}", "default")
+        for name, cls in CLASSES.items()
+        for field in dataclasses.fields(cls)
+    }
+    try:
+        return Config(pathlib.Path(gin_files[-1]).stem, *sections.values(), origins=origins)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def find(name: str, beside: pathlib.Path | None = None) -> pathlib.Path:
+    """The file meant by `name`: a path as it stands, beside the including file, or a file shipped in `configs/`."""
+    shipped = pathlib.Path(configs.__path__[0])
+    candidates = [pathlib.Path(name), *([beside / name] if beside else []), shipped / name]
+    for path in candidates:
+        if path.is_file():
+            return path
+    known = sorted(p.name for p in shipped.glob("*.gin"))
+    hint = difflib.get_close_matches(pathlib.Path(name).name, known, 1)
+    raise ConfigError(
+        f"gin file {name!r} not found; looked at {', '.join(str(c) for c in dict.fromkeys(candidates))}. "
+        + (f"Did you mean {hint[0]}? " if hint else "")
+        + f"Shipped: {', '.join(known)}"
+    )
+
+
+def _read_file(path: pathlib.Path, bindings: _Bindings, allowed: Sequence[str], including: bool = True) -> None:
+    seen: dict[str, int] = {}
+    first = True
+    for statement in _statements(path.read_text(encoding="utf-8"), str(path)):
+        where = f"{path}:{statement.location.line_num}"
+        if isinstance(statement, config_parser.IncludeStatement):
+            if not first or not including:
+                raise ConfigError(f"{where}: one include at most, as the file's first statement, and not nested")
+            _read_file(find(statement.filename, path.parent), bindings, allowed, including=False)
+        elif isinstance(statement, config_parser.ImportStatement):
+            _import(statement.module, allowed, where)
+        elif isinstance(statement, config_parser.BindingStatement):
+            key = _key(statement, where)
+            if key in seen:
+                raise ConfigError(f"{where}: {key} is bound twice in this file, first in line {seen[key]}")
+            seen[key] = statement.location.line_num
+            _bind(key, statement.value, bindings, where)
+        first = False
+
+
+def _statements(text: str, name: str) -> list[Any]:
+    """All statements of a gin text. Raises ConfigError with the line of a syntax error."""
+    try:
+        return list(config_parser.ConfigParser(io.StringIO(text), _Delegate()))
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from None
+    except SyntaxError as error:
+        line = f":{error.lineno}" if error.lineno else ""
+        raise ConfigError(f"{name}{line}: {error.msg}: {(error.text or '').strip()!r}") from None
+    except ValueError as error:
+        raise ConfigError(f"{name}: {error}") from None
+
+
+def _import(module: str, allowed: Sequence[str], where: str) -> None:
+    if not any(module == a or module.startswith(f"{a}.") for a in allowed):
+        raise ConfigError(
+            f"{where}: a configuration may import only {', '.join(allowed)}; importing runs code, so if you trust "
+            f"{module!r}, add --allow_import={module.split('.')[0]}"
+        )
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        raise ConfigError(f"{where}: cannot import {module!r}: {error}") from error
+
+
+def _key(statement: config_parser.BindingStatement, where: str) -> str:
+    if statement.scope:
+        raise ConfigError(f"{where}: scopes ({statement.scope}/…) are not used here")
+    if not statement.arg_name:
+        return statement.selector  # a macro
+    return f"{statement.selector}.{statement.arg_name}"
+
+
+def _bind(key: str, value: Any, bindings: _Bindings, where: str) -> None:
+    if "." not in key:
+        bindings.macros[key] = value
+        return
+    _field(key, where)
+    bindings.values[key] = value
+    bindings.origins[key] = where
+
+
+def _field(key: str, where: str) -> dataclasses.Field:
+    """The dataclass field that "Class.field" names, or an error with the nearest names."""
+    class_name, _, field_name = key.rpartition(".")
+    if class_name not in CLASSES:
+        raise ConfigError(f"{where}: unknown name {class_name!r}{_did_you_mean(class_name, CLASSES)}")
+    fields = {f.name: f for f in dataclasses.fields(CLASSES[class_name])}
+    if field_name not in fields:
+        raise ConfigError(f"{where}: {class_name} has no field {field_name!r}{_did_you_mean(field_name, fields)}")
+    return fields[field_name]
+
+
+def _did_you_mean(name: str, known: Iterable[str]) -> str:
+    known = list(known)
+    near = difflib.get_close_matches(name, known, 1, 0.5)
+    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
+
+
+def _bind_override(override: str, bindings: _Bindings) -> None:
+    where = f"{_COMMAND_LINE} (--gin.{override})"
+    key, equals, text = override.partition("=")
+    if not equals or "." not in key:
+        raise ConfigError(f"{where}: write --gin.Class.field=value")
+    field = _field(key, where)
+    try:
+        statements = _statements(f"{key} = {text}\n", where)
+        value = statements[0].value
+    except (ConfigError, IndexError):
+        if "str" not in str(field.type):
+            raise ConfigError(f"{where}: {text!r} is not a value of type {field.type}") from None
+        value = text  # a bare word: shells eat quotes
+    if isinstance(value, _Macro) and value.name not in bindings.macros:
+        raise ConfigError(f"{where}: unknown macro %{value.name}")
+    bindings.values[key] = value
+    bindings.origins[key] = _COMMAND_LINE
+
+
+def _build(name: str, cls: type, bindings: _Bindings) -> Any:
+    arguments = {
+        key.rpartition(".")[2]: _resolve(value, bindings, key)
+        for key, value in bindings.values.items()
+        if key.rpartition(".")[0] == name
+    }
+    for field in dataclasses.fields(cls):
+        if isinstance(arguments.get(field.name), list) and "tuple" in str(field.type):
+            arguments[field.name] = tuple(arguments[field.name])
+    try:
+        return cls(**arguments)
+    except (TypeError, ValueError) as error:
+        blamed = [k for k in arguments if f"{name}.{k}" in str(error)]
+        where = ", ".join(dict.fromkeys(bindings.origins[f"{name}.{k}"] for k in blamed))
+        raise ConfigError(f"{where}: {error}" if where else str(error)) from None
+
+
+def _resolve(value: Any, bindings: _Bindings, key: str) -> Any:
+    """Replaces macros, also inside containers."""
+    if isinstance(value, _Macro):
+        if value.name not in bindings.macros:
+            raise ConfigError(f"{bindings.origins[key]}: unknown macro %{value.name}")
+        return _resolve(bindings.macros[value.name], bindings, key)
+    if isinstance(value, dict):
+        return {k: _resolve(v, bindings, key) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_resolve(v, bindings, key) for v in value)
+    return value

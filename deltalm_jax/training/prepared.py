@@ -1,0 +1,102 @@
+"""Opens a run's prepared data, and makes it first where the corpora are small."""
+
+from __future__ import annotations
+
+import pathlib
+import shlex
+import subprocess
+import sys
+
+from deltalm_jax.data.chunks import MANIFEST, PreparedData, PreparedDataError
+from deltalm_jax.training.config import SAMPLE, Config
+
+_CORPUS_SUFFIXES = (".xz", ".gz", ".tsv", ".txt", ".zip")
+
+
+def prepared_folder(config: Config) -> pathlib.Path:
+    """Where a run's prepared data lies: `DataConfig.prepared_dir`, or `prepared/<gin name>`."""
+    return pathlib.Path(config.data.prepared_dir or pathlib.Path("prepared", config.name))
+
+
+def prepare_command(config: Config, folder: pathlib.Path) -> list[str]:
+    """The command line that prepares this run's data."""
+    data = config.data
+    command = [sys.executable, "-m", "deltalm_jax.prepare", f"--mixture={data.mixture}", f"--data_dir={data.data_dir}"]
+    if data.vocabulary != SAMPLE or data.data_dir != SAMPLE:
+        command.append(f"--vocabulary={data.vocabulary}")
+    command += [f"--chunk_length={data.chunk_length}", f"--output={folder}"]
+    if data.languages:
+        command.append(f"--languages={','.join(data.languages)}")
+    return command
+
+
+def open_or_prepare(config: Config, processes: int = 1) -> PreparedData:
+    """The run's prepared data, checked against its configuration.
+
+    Absent data is prepared here (in a process of its own: Beam and TensorFlow stay out of the training process) if the
+    corpora are at most `DataConfig.prepare_limit_mb` compressed and the run has one process.
+
+    Raises:
+      PreparedDataError: there is no data and nothing to make it from, it is too large to make in passing (the message
+        holds the command), or it was prepared for another mixture, vocabulary or chunk length.
+    """
+    folder = prepared_folder(config)
+    if not (folder / MANIFEST).exists():
+        _prepare(config, folder, processes)
+    prepared = PreparedData.open(folder)
+    check(config, prepared)
+    return prepared
+
+
+def _prepare(config: Config, folder: pathlib.Path, processes: int) -> None:
+    data = config.data
+    if data.data_dir is None:
+        raise PreparedDataError(
+            f"no prepared data in {folder}, and DataConfig.data_dir is not set. Point it to a folder with "
+            "cc100/CODE.txt.xz and ccaligned/xx_YY-en_XX.tsv.xz (--gin.DataConfig.data_dir=…), or to prepared data "
+            "(--gin.DataConfig.prepared_dir=…)"
+        )
+    if data.vocabulary is None:
+        raise PreparedDataError(
+            "DataConfig.vocabulary is not set: name XLM-R's SentencePiece model (--gin.DataConfig.vocabulary="
+            "sentencepiece.bpe.model), or your own"
+        )
+    command = prepare_command(config, folder)
+    shown = shlex.join(["python", *command[1:]])
+    if data.data_dir != SAMPLE:
+        corpora = pathlib.Path(data.data_dir)
+        if not corpora.is_dir():
+            raise PreparedDataError(f"DataConfig.data_dir: there is no folder {corpora}")
+        size = sum(p.stat().st_size for p in corpora.rglob("*") if p.name.endswith(_CORPUS_SUFFIXES))
+        if size > data.prepare_limit_mb * 1e6:
+            raise PreparedDataError(
+                f"{corpora} holds {size / 1e6:,.0f} MB of compressed text, more than is prepared in passing "
+                f"(DataConfig.prepare_limit_mb = {data.prepare_limit_mb:g}). Prepare it first:\n  {shown}"
+            )
+    if processes > 1:
+        raise PreparedDataError(f"no prepared data in {folder}: prepare it before starting several processes:\n  {shown}")
+    print(f"preparing {data.mixture} into {folder}:\n  {shown}", flush=True)
+    if (code := subprocess.run(command, check=False).returncode) != 0:
+        raise PreparedDataError(f"preparation failed (exit code {code}); its message stands above")
+
+
+def check(config: Config, prepared: PreparedData) -> None:
+    """Raises PreparedDataError unless the data was prepared for this configuration."""
+    data, manifest = config.data, prepared.manifest
+    pairs = [
+        ("DataConfig.mixture", data.mixture, manifest["mixture"]),
+        ("DataConfig.chunk_length", data.chunk_length, prepared.chunk_length),
+        ("ModelConfig.vocab_size", config.model.vocab_size, prepared.vocabulary_size),
+    ]
+    for name, wanted, found in pairs:
+        if wanted != found:
+            raise PreparedDataError(
+                f"{name} is {wanted!r}, but {prepared.folder} was prepared with {found!r}: change one, or prepare again "
+                f"into another folder (DataConfig.prepared_dir)"
+            )
+    if data.languages is not None:
+        held = {task.language for task in prepared.tasks}
+        if missing := set(data.languages) ^ held:
+            raise PreparedDataError(
+                f"DataConfig.languages and the languages of {prepared.folder} differ by {', '.join(sorted(missing))}"
+            )

@@ -1,0 +1,10 @@
+"""Eight simulated devices for the tests of sharding; everything else uses the first."""
+
+from __future__ import annotations
+
+import os
+
+# Before anything imports jax.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

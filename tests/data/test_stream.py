@@ -1,0 +1,165 @@
+"""The stream: proportions, epochs and masks by counting; independence of batch split, process count and other tasks."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from deltalm_jax.data.chunks import PreparedDataError
+from deltalm_jax.data.stream import Objective, Stream, block_quotas, sampling_rates
+from deltalm_jax.objectives import SpanCorruption, TranslationSpanCorruption
+from tests.support.toy_data import write_toy_data
+
+TASKS = {
+    "a": ("span_corruption", 40, 3),
+    "b": ("span_corruption", 10, 2),
+    "c": ("span_corruption", 3, 0),
+    "d": ("translation_span_corruption", 20, 4),
+}
+
+
+def objectives(batch: int = 16, exponent: float = 0.3) -> dict[str, Objective]:
+    return {
+        "span_corruption": Objective(SpanCorruption(), batch, exponent),
+        "translation_span_corruption": Objective(TranslationSpanCorruption(), batch // 2, exponent),
+    }
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    return write_toy_data(tmp_path_factory.mktemp("toy") / "data", TASKS, shards=2)
+
+
+@pytest.fixture(scope="module")
+def stream(prepared):
+    return Stream(prepared, objectives(), seed=1)
+
+
+def raw(group: dict[str, np.ndarray], row: int) -> tuple[int, ...]:
+    """A row's ids in sorted order, sentinels left out: names its chunk whatever the mask was."""
+    ids = np.concatenate([group["inputs"][row], group["targets"][row]])
+    return tuple(sorted(i for i in ids.tolist() if 0 < i < 8002))
+
+
+def test_rates_follow_the_exponent():
+    np.testing.assert_allclose(sampling_rates([1, 3], 1.0), [0.25, 0.75])
+    np.testing.assert_allclose(sampling_rates([1, 1000], 0.0), [0.5, 0.5])
+    # XLM-R's example of five languages at 0.3, percent, to the published digits.
+    shares = sampling_rates([300.8, 66.6, 46.9, 1.6, 0.1], 0.3) * 100
+    np.testing.assert_allclose(shares, [39.9, 25.4, 22.8, 8.3, 3.6], atol=0.05)
+
+
+def test_quotas_sum_to_the_block_and_starve_no_one():
+    rates = np.array([0.9999, 0.00005, 0.00005])
+    quotas = block_quotas(rates)
+    assert quotas.sum() == 8192
+    assert quotas.min() >= 1
+    many = block_quotas(sampling_rates(np.arange(1, 10_001), 0.3))
+    assert many.sum() == 40_000
+    assert many.min() >= 1
+
+
+def test_shapes(stream):
+    batch = stream.batch(0)
+    assert {k: (v["inputs"].shape, v["targets"].shape) for k, v in batch.items()} == {
+        "span_corruption": ((16, 29), (16, 5)),
+        "translation_span_corruption": ((8, 21), (8, 21)),
+    }
+    assert all(a.dtype == np.int32 for group in batch.values() for a in group.values())
+
+
+def test_proportions_over_a_block_are_exact(stream):
+    """512 steps of 16 are one block of 8,192: each task must have come up exactly as often as its quota."""
+    names = Counter(name for step in range(512) for name in stream.tasks_of(step)["span_corruption"])
+    tokens = np.array([40 * 32 - 8 * 9, 10 * 32 - 2 * 9, 3 * 32])
+    quotas = block_quotas(sampling_rates(tokens, 0.3))
+    assert [names[n] for n in "abc"] == quotas.tolist()
+    shares = stream.rates()["span_corruption"]
+    assert shares["a"] == pytest.approx(quotas[0] / 8192)
+
+
+def test_each_epoch_visits_every_chunk_once(stream):
+    """By the first ids of the chunks: after n · epochs draws of a task, each chunk was drawn as often as any other."""
+    seen: dict[str, list[tuple[int, ...]]] = {n: [] for n in "abcd"}
+    for step in range(60):
+        batch, tasks = stream.batch(step), stream.tasks_of(step)
+        for group, names in tasks.items():
+            for row, name in enumerate(names):
+                seen[name].append(raw(batch[group], row))
+    for name, (_, chunks, _) in TASKS.items():
+        epochs = len(seen[name]) // chunks
+        assert epochs >= 2, "the test must see a boundary"
+        orders = [seen[name][e * chunks : (e + 1) * chunks] for e in range(epochs)]
+        for order in orders:
+            assert len(set(order)) == chunks
+        if chunks > 3:
+            assert orders[0] != orders[1], "another order each epoch"
+
+
+def test_masks_differ_between_epochs_and_tasks(stream):
+    rows = []
+    for step in range(40):
+        group = stream.batch(step)["translation_span_corruption"]
+        rows += [(raw(group, r), group["inputs"][r].tobytes()) for r in range(8)]
+    by_chunk: dict[tuple[int, ...], set[bytes]] = {}
+    for chunk, inputs in rows:
+        by_chunk.setdefault(chunk, set()).add(inputs)
+    assert len(rows) / len(by_chunk) >= 4
+    assert sum(map(len, by_chunk.values())) > 0.99 * len(rows), "a chunk seen again is masked anew"
+
+
+def test_any_batch_split_gives_equal_bytes(stream):
+    whole = stream.batch(7)
+    for parts in (2, 4, 8):
+        for group, arrays in whole.items():
+            size = len(arrays["inputs"]) // parts
+            pieces = [stream.batch(7, {group: slice(i * size, (i + 1) * size)}, only=group)[group] for i in range(parts)]
+            for key in arrays:
+                assert np.concatenate([p[key] for p in pieces]).tobytes() == arrays[key].tobytes()
+
+
+def test_batches_are_a_function_of_seed_and_step_alone(prepared, stream):
+    again = Stream(prepared, objectives(), seed=1)
+    for step in (600, 3, 100_000, 3):  # any order, far ahead too
+        for group, arrays in again.batch(step).items():
+            assert arrays["inputs"].tobytes() == stream.batch(step)[group]["inputs"].tobytes()
+    other = Stream(prepared, objectives(), seed=2).batch(3)
+    assert other["span_corruption"]["inputs"].tobytes() != stream.batch(3)["span_corruption"]["inputs"].tobytes()
+
+
+def test_an_added_language_leaves_the_others_chunk_order_alone(prepared, stream, tmp_path):
+    more = {"z": ("span_corruption", 7, 0), **TASKS}
+    bigger = Stream(write_toy_data(tmp_path / "data", more), objectives(), seed=1)
+
+    def order(s: Stream) -> list[int]:
+        schedule = s._schedules["span_corruption"]
+        k = schedule.task_names.index("b")
+        tasks, chunks, _ = schedule.locate(np.arange(2000))
+        return chunks[tasks == k][:10].tolist()
+
+    assert order(bigger) == order(stream)
+
+
+def test_validation_covers_every_chunk_once_and_pads(prepared, stream):
+    assert stream.validation_batches() == {"span_corruption": 1, "translation_span_corruption": 1}
+    assert stream.validation_batches(limit=0) == {"span_corruption": 0, "translation_span_corruption": 0}
+    group = stream.validation_batch("span_corruption", 0)
+    rows = [raw(group, r) for r in range(16)]
+    assert len(set(rows[:5])) == 5
+    assert rows[5:] == [()] * 11
+    halves = [stream.validation_batch("span_corruption", 0, slice(i, i + 8)) for i in (0, 8)]
+    assert np.concatenate([h["inputs"] for h in halves]).tobytes() == group["inputs"].tobytes()
+
+
+def test_validation_masks_do_not_depend_on_the_seed(prepared, stream):
+    other = Stream(prepared, objectives(), seed=77)
+    ours, theirs = (s.validation_batch("span_corruption", 0) for s in (stream, other))
+    assert ours["inputs"].tobytes() == theirs["inputs"].tobytes()
+
+
+def test_an_objective_without_data_is_refused(tmp_path):
+    data = write_toy_data(tmp_path / "data", {"a": TASKS["a"]})
+    with pytest.raises(PreparedDataError, match="no training chunks for the objective 'translation_span_corruption'"):
+        Stream(data, objectives(), seed=1)

@@ -1,0 +1,66 @@
+"""Several processes over loopback train on the same batches as one, and stop together."""
+
+from __future__ import annotations
+
+import signal
+import time
+
+import pytest
+
+from tests.support import runs
+from tests.support.toy_data import write_toy_data
+
+STEPS = 50
+LONG = (f"TrainConfig.steps={STEPS}", "TrainConfig.eval_every=0", "TrainConfig.checkpoint_every=1000")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    place = tmp_path_factory.mktemp("processes")
+    write_toy_data(place / "data", runs.TOY_TASKS, shards=2)
+    done = runs.run(place / "one", place / "data", *LONG, cache=place / "cache")
+    assert done.returncode == 0, done.stderr
+    return place
+
+
+def outputs(processes, limit=240.0):
+    deadline = time.monotonic() + limit
+    try:
+        return [p.communicate(timeout=max(deadline - time.monotonic(), 1))[0] for p in processes]
+    finally:
+        for process in processes:
+            process.kill()
+
+
+@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_batches_are_those_of_one_process(place, processes):
+    run_dir = place / f"with{processes}"
+    started = runs.run_processes(run_dir, place / "data", processes, *LONG)
+    texts = outputs(started, 600.0)  # four processes on two cores take turns
+    assert [p.returncode for p in started] == [0] * processes, "\n".join(texts)
+    ours, alone = runs.metrics(run_dir), runs.metrics(place / "one")
+    assert [line["step"] for line in ours] == list(range(1, STEPS + 1))
+    assert [line["batch_digest"] for line in ours] == [line["batch_digest"] for line in alone]
+    # Dropout is drawn per device, so losses agree statistically, not in bits; the first step has seen no update yet.
+    for a, b in zip(ours, alone, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=0.05)
+
+
+def test_sigterm_to_one_of_two_stops_both_with_one_checkpoint_and_one_process_goes_on(place):
+    run_dir = place / "terminated"
+    started = runs.run_processes(run_dir, place / "data", 2, *LONG)
+    deadline = time.monotonic() + 120
+    while len(runs.metrics(run_dir)) < 5:
+        assert time.monotonic() < deadline
+        assert all(p.poll() is None for p in started), "\n".join(outputs(started))
+        time.sleep(0.05)
+    started[1].send_signal(signal.SIGTERM)
+    texts = outputs(started)
+    assert [p.returncode for p in started] == [75, 75], "\n".join(texts)
+    (saved,) = (int(p.name) for p in (run_dir / "checkpoints").iterdir())
+    assert runs.metrics(run_dir)[-1]["step"] == saved < STEPS
+    again = runs.run(run_dir, place / "data", *LONG, cache=place / "cache")
+    assert again.returncode == 0, again.stderr
+    assert f"resuming at step {saved}" in again.stdout
+    digests = [line["batch_digest"] for line in runs.metrics(run_dir)]
+    assert digests == [line["batch_digest"] for line in runs.metrics(place / "one")]

@@ -1,0 +1,207 @@
+"""Stopped at any point and started again, a run ends bit for bit where an undisturbed one does. Dropout is on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+
+from tests.support import runs
+from tests.support.toy_data import write_toy_data
+
+SAME = ("loss", "loss/span_corruption", "loss/translation_span_corruption", "grad_norm", "learning_rate", "batch_digest")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    place = tmp_path_factory.mktemp("runs")
+    write_toy_data(place / "data", runs.TOY_TASKS, shards=2)
+    return place
+
+
+@pytest.fixture(scope="module")
+def undisturbed(place):
+    """40 steps in one go."""
+    done = runs.run(place / "whole", place / "data", cache=place / "cache")
+    assert done.returncode == 0, done.stderr
+    return place / "whole"
+
+
+def assert_same_run(ours, theirs, step=40):
+    ours_lines, theirs_lines = runs.metrics(ours), runs.metrics(theirs)
+    assert [line["step"] for line in ours_lines] == list(range(1, step + 1))
+    for a, b in zip(ours_lines, theirs_lines, strict=False):
+        assert {k: a[k] for k in SAME} == {k: b[k] for k in SAME}
+        assert {k: v for k, v in a.items() if k.startswith("eval/")} == {k: v for k, v in b.items() if k.startswith("eval/")}
+    ours_state, theirs_state = runs.state(ours, step), runs.state(theirs, step)
+    assert ours_state.keys() == theirs_state.keys()
+    assert len(ours_state) > 100
+    for name, value in ours_state.items():
+        assert value.tobytes() == theirs_state[name].tobytes(), name
+
+
+def wait_for_step(process, run_dir, step, limit=120.0):
+    deadline = time.monotonic() + limit
+    while not any(line["step"] >= step for line in complete_lines(run_dir)):
+        assert process.poll() is None, f"ended early:\n{process.communicate()}"
+        assert time.monotonic() < deadline, f"step {step} was not reached in {limit:.0f} s"
+        time.sleep(0.01)
+
+
+def complete_lines(run_dir):
+    path = run_dir / "metrics.jsonl"
+    text = path.read_text() if path.exists() else ""
+    return [json.loads(line) for line in text.split("\n")[:-1]]
+
+
+def start(place, name, *more):
+    return subprocess.Popen(
+        runs.command(place / name, place / "data", *more), env=runs.environment(place / "cache"), cwd=place,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def test_what_the_undisturbed_run_left(undisturbed):
+    lines = runs.metrics(undisturbed)
+    assert [line["step"] for line in lines] == list(range(1, 41))
+    wanted = {*SAME, "step", "tokens_per_second", "target_tokens_per_second", "data_wait_fraction", "step_seconds"}
+    assert all(wanted <= line.keys() for line in lines)
+    assert len({line["batch_digest"] for line in lines}) == 40
+    assert {k for k in lines[19] if k.startswith("eval/")} == {
+        f"eval/{o}/{m}"
+        for o in ("span_corruption", "translation_span_corruption")
+        for m in ("loss", "text_loss", "unigram_loss")
+    }
+    assert sorted(p.name for p in (undisturbed / "checkpoints").iterdir()) == ["30", "35", "40"], "the newest three are kept"
+
+
+def test_killed_and_started_again_is_bit_equal(place, undisturbed):
+    process = start(place, "killed")
+    wait_for_step(process, place / "killed", 22)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    again = runs.run(place / "killed", place / "data", cache=place / "cache")
+    assert again.returncode == 0, again.stderr
+    assert "resuming at step" in again.stdout
+    assert_same_run(place / "killed", undisturbed)
+
+
+def test_sigterm_saves_and_is_bit_equal(place, undisturbed):
+    # Checkpoints far apart: the one at the stop can only come from the signal.
+    process = start(place, "terminated", "TrainConfig.checkpoint_every=1000")
+    wait_for_step(process, place / "terminated", 7)
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 75, out
+    assert "SIGTERM: stopped after step" in out
+    (saved,) = (int(p.name) for p in (place / "terminated" / "checkpoints").iterdir())
+    assert saved == runs.metrics(place / "terminated")[-1]["step"] >= 7
+    again = runs.run(place / "terminated", place / "data", cache=place / "cache")
+    assert f"resuming at step {saved}" in again.stdout, again.stdout + again.stderr
+    assert_same_run(place / "terminated", undisturbed)
+
+
+def test_stopping_at_a_step_does_not_move_the_schedule(place, undisturbed):
+    first = runs.run(place / "parts", place / "data", "TrainConfig.stop_at_step=20", cache=place / "cache")
+    assert first.returncode == 0, first.stderr
+    assert runs.metrics(place / "parts")[-1]["step"] == 20
+    second = runs.run(place / "parts", place / "data", cache=place / "cache")
+    assert second.returncode == 0, second.stderr
+    assert_same_run(place / "parts", undisturbed)
+    third = runs.run(place / "parts", place / "data", cache=place / "cache")
+    assert third.returncode == 0
+    assert "nothing to do" in third.stdout
+
+
+def test_a_restart_is_quick_and_imports_no_tensorflow(place, undisturbed):
+    runs.run(place / "quick", place / "data", "TrainConfig.stop_at_step=5", cache=place / "cache")
+    script = (
+        "import sys; from deltalm_jax.train import main; code = main(sys.argv[1:]);"
+        "heavy = sorted({'tensorflow', 'seqio', 'apache_beam', 'tensorflow_datasets', 'torch'} & set(sys.modules));"
+        "print('imported:', heavy); sys.exit(code)"
+    )
+    arguments = runs.command(place / "quick", place / "data", "TrainConfig.stop_at_step=10")
+    python, flags = arguments[0], arguments[3:]
+    began = time.monotonic()
+    done = subprocess.run(
+        [python, "-c", script, *flags], env=runs.environment(place / "cache"), capture_output=True, text=True, timeout=120,
+        cwd=place, check=False,
+    )  # fmt: skip
+    seconds = time.monotonic() - began
+    assert done.returncode == 0, done.stderr
+    assert "imported: []" in done.stdout
+    assert "resuming at step 5" in done.stdout
+    assert seconds < 30, f"five steps, a validation and a save after a restart took {seconds:.1f} s"
+
+
+def newest_file(run_dir, step):
+    files = [p for p in (run_dir / "checkpoints" / str(step) / "state").rglob("*") if p.is_file()]
+    return max(files, key=lambda p: p.stat().st_size)
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "delete", "no record", "empty folder"])
+def test_a_damaged_newest_checkpoint_is_passed_over_loudly(place, undisturbed, damage, tmp_path):
+    subprocess.run(["cp", "-r", str(undisturbed), str(tmp_path / "run")], check=True)
+    run_dir = tmp_path / "run"
+    if damage == "empty folder":
+        (run_dir / "checkpoints" / "99").mkdir()
+    elif damage == "no record":
+        (run_dir / "checkpoints" / "40" / "record.json").unlink()
+    else:
+        path = newest_file(run_dir, 40)
+        if damage == "flip":
+            content = bytearray(path.read_bytes())
+            content[len(content) // 2] ^= 1
+            path.write_bytes(content)
+        elif damage == "cut":
+            path.write_bytes(path.read_bytes()[:-7])
+        else:
+            path.unlink()
+    done = runs.run(run_dir, place / "data", cache=place / "cache")
+    assert done.returncode == 0, done.stderr
+    if damage == "empty folder":
+        assert "step 40 of 40 is reached already" in done.stdout
+        return
+    assert "resuming at step 35" in done.stdout
+    if damage != "no record":
+        assert "WARNING: checkpoint 40 is passed over" in done.stdout
+        assert str(path) in done.stdout
+    assert_same_run(run_dir, undisturbed)
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ("TrainConfig.seed=3", "TrainConfig.seed: 0 in the checkpoint, 3 now"),
+        ("OptimizerConfig.learning_rate=0.5", "OptimizerConfig.learning_rate: 0.002 in the checkpoint, 0.5 now"),
+        ("ModelConfig.num_encoder_layers=3", "ModelConfig.num_encoder_layers: 2 in the checkpoint, 3 now"),
+    ],
+)
+def test_going_on_as_another_run_is_refused_with_the_difference(place, undisturbed, change, line):
+    before = (undisturbed / "metrics.jsonl").read_bytes()
+    done = runs.run(undisturbed, place / "data", change, cache=place / "cache")
+    assert done.returncode == 2
+    assert line in done.stderr
+    assert done.stderr.count("\n") < 8, "one clear error, no trace"
+    assert (undisturbed / "metrics.jsonl").read_bytes() == before
+
+
+def test_other_data_is_refused(place, undisturbed, tmp_path):
+    write_toy_data(tmp_path / "data", runs.TOY_TASKS | {"cc100_z": ("span_corruption", 4, 0)})
+    done = runs.run(undisturbed, tmp_path / "data", cache=place / "cache")
+    assert done.returncode == 2
+    assert "data: " in done.stderr
+
+
+def test_divergence_stops_the_run_and_nothing_bad_is_saved(place, tmp_path):
+    done = runs.run(
+        tmp_path / "run", place / "data", "OptimizerConfig.learning_rate=1e30", "OptimizerConfig.gradient_clip_norm=0.0",
+        "ModelConfig.norm_placement='pre'", "TrainConfig.checkpoint_every=1000", cache=place / "cache",
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "gradient norm" in done.stderr
+    assert not list((tmp_path / "run" / "checkpoints").glob("*/record.json"))

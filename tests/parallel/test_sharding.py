@@ -1,0 +1,144 @@
+"""Sharding on eight simulated devices: the same numbers on every mesh, and nothing large is whole by mistake."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from deltalm_jax.model.config import PRESETS
+from deltalm_jax.parallel.mesh import MeshConfig, initialize_processes, make_mesh
+from deltalm_jax.parallel.sharding import check_batch, parameter_spec, path_name, process_rows, put_batch
+from deltalm_jax.training.optimizer import OptimizerConfig
+from deltalm_jax.training.step import abstract_state, batch_digest, initial_state, make_train_step
+
+MODEL = dataclasses.replace(
+    PRESETS["tiny"], vocab_size=104, hidden_size=16, feed_forward_size=32, num_encoder_layers=2, num_decoder_layers=1,
+    max_length=16, dropout_rate=0.0,
+)  # fmt: skip
+OPTIMIZER = OptimizerConfig(learning_rate=1e-2, warmup_steps=1, decay_steps=10)
+MESHES = [MeshConfig(), MeshConfig(fsdp=4), MeshConfig(fsdp=2, tensor=2), MeshConfig(data=1, tensor=8)]
+
+
+def make_batch() -> dict[str, dict[str, np.ndarray]]:
+    rng = np.random.default_rng(0)
+    batch = {}
+    for name, (inputs, targets) in {"span_corruption": (14, 5), "translation_span_corruption": (9, 9)}.items():
+        batch[name] = {
+            "inputs": rng.integers(4, 100, (8, inputs)).astype(np.int32),
+            "targets": rng.integers(4, 100, (8, targets)).astype(np.int32),
+        }
+    batch["span_corruption"]["targets"][3:, 3:] = 0  # rows of unequal weight: a mean of means would differ
+    batch["translation_span_corruption"]["inputs"][5] = 0
+    batch["translation_span_corruption"]["targets"][5] = 0
+    return batch
+
+
+def train(config: MeshConfig, devices=None, steps=2):
+    mesh = make_mesh(config, devices)
+    batch = put_batch(make_batch(), {"span_corruption": 8, "translation_span_corruption": 8}, mesh)
+    step = make_train_step(MODEL, OPTIMIZER, mesh, seed=0, compute_dtype="float32", loss_block_tokens=16)
+    state = initial_state(MODEL, OPTIMIZER, 0, mesh)
+    with jax.set_mesh(mesh):
+        for _ in range(steps):
+            state, metrics = step(state, batch)
+    return jax.device_get(state), jax.device_get(metrics)
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    return train(MeshConfig(), jax.devices()[:1])
+
+
+@pytest.mark.parametrize("config", MESHES, ids=str)
+def test_every_mesh_trains_alike(config, one_device):
+    state, metrics = train(config)
+    wanted_state, wanted = one_device
+    assert metrics["batch_digest"].tolist() == wanted["batch_digest"].tolist()
+    np.testing.assert_allclose(metrics["loss"], wanted["loss"], rtol=1e-5)
+    np.testing.assert_allclose(metrics["grad_norm"], wanted["grad_norm"], rtol=1e-4)
+    moments, wanted_moments = state["optimizer"][1].mu, wanted_state["optimizer"][1].mu
+    for ours, theirs in zip(jax.tree.leaves(moments), jax.tree.leaves(wanted_moments), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+
+def test_the_loss_is_the_global_mean_over_targets(one_device):
+    _, metrics = one_device
+    counts = {n: float(metrics[f"target_tokens/{n}"]) for n in make_batch()}
+    assert counts == {"span_corruption": 8 * 5 - 5 * 2, "translation_span_corruption": 7 * 9}
+    weighted = sum(float(metrics[f"loss/{n}"]) * c for n, c in counts.items()) / sum(counts.values())
+    np.testing.assert_allclose(metrics["loss"], weighted, rtol=1e-6)
+
+
+@pytest.mark.parametrize("preset", ["base", "large"])
+def test_nothing_large_is_whole_on_every_device(preset):
+    """Under data parallelism every moment above 400 kB is split eight ways; under fsdp × tensor the parameters are too."""
+    for config, parts in ((MeshConfig(), ["optimizer"]), (MeshConfig(data=1, fsdp=4, tensor=2), ["params", "optimizer"])):
+        state = abstract_state(PRESETS[preset], OPTIMIZER, make_mesh(config))
+        for part in parts:
+            for path, leaf in jax.tree_util.tree_leaves_with_path(state[part]):
+                if math.prod(leaf.shape) < 100_000:
+                    continue
+                shard = math.prod(leaf.sharding.shard_shape(leaf.shape))
+                assert shard * 4 <= math.prod(leaf.shape), f"{part}/{path_name(path)} is kept {leaf.sharding.spec}"
+
+
+def test_every_parameter_has_a_rule_and_every_rule_is_used():
+    from deltalm_jax.parallel import sharding
+
+    state = abstract_state(MODEL, OPTIMIZER, make_mesh(MeshConfig()))
+    names = [path_name(p) for p, _ in jax.tree_util.tree_leaves_with_path(state["params"])]
+    used = set()
+    for name in names:
+        matching = [p for p, _ in sharding.RULES if sharding.re.search(f"(^|[/_]){p}$", name)]
+        assert matching, name
+        used.add(matching[0])
+    assert used == {p for p, _ in sharding.RULES}
+
+
+def test_a_parameter_without_a_rule_is_named():
+    with pytest.raises(KeyError, match="no sharding rule for the parameter 'encoder/new_thing'"):
+        parameter_spec("encoder/new_thing", 2)
+
+
+def test_digest_depends_on_every_id_and_on_order():
+    batch = make_batch()
+    digest = np.asarray(batch_digest(batch)).tolist()
+    for change in ("id", "order", "group"):
+        other = make_batch()
+        array = other["span_corruption"]["inputs"]
+        if change == "id":
+            array[0, 0] += 1
+        elif change == "order":
+            array[[0, 1]] = array[[1, 0]]
+        else:
+            group = other["translation_span_corruption"]
+            group["inputs"], group["targets"] = group["targets"], group["inputs"]
+        assert np.asarray(batch_digest(other)).tolist() != digest, change
+
+
+def test_mesh_must_cover_the_devices():
+    with pytest.raises(ValueError, match="does not cover 8 devices"):
+        make_mesh(MeshConfig(data=3))
+    with pytest.raises(ValueError, match="MeshConfig.fsdp must be a positive integer, found 0"):
+        MeshConfig(fsdp=0)
+
+
+def test_batch_must_divide():
+    with pytest.raises(ValueError, match=r"'span_corruption'\] is 12, which does not divide over data × fsdp = 8"):
+        check_batch({"span_corruption": 12}, make_mesh(MeshConfig()))
+    check_batch({"span_corruption": 12}, make_mesh(MeshConfig(data=4, tensor=2)))
+
+
+def test_rows_of_a_single_process_are_all_rows():
+    assert process_rows(16, make_mesh(MeshConfig(fsdp=2))) == slice(0, 16)
+
+
+def test_half_an_address_is_refused():
+    with pytest.raises(ValueError, match="need --coordinator"):
+        initialize_processes(None, 2, 0)
+    with pytest.raises(ValueError, match="needs --num_processes"):
+        initialize_processes("localhost:1", None, 0)

@@ -1,0 +1,1 @@
+"""What several tests share: small prepared data, made directly from arrays."""

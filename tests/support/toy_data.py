@@ -1,0 +1,73 @@
+"""Prepared data written straight from known ids, so that tests of the stream and the loop need no preparation."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from deltalm_jax.data.chunks import PreparedData, write_manifest
+from deltalm_jax.data.shards import encode_record, write_shard
+from deltalm_jax.data.vocabulary import Vocabulary
+from tasks.corpora import SAMPLE_DIR
+
+SAMPLE_VOCABULARY = SAMPLE_DIR / "vocabulary.model"
+
+
+def chunk(task_number: int, chunk_number: int, length: int) -> np.ndarray:
+    """Ids that say which chunk this is: its first id names the task, its second the chunk, the rest is a counter."""
+    rest = 1000 + (np.arange(length - 2) * 7 + 13 * chunk_number + task_number) % 5000
+    return np.concatenate([[4 + task_number, 100 + chunk_number], rest]).astype(np.int32)
+
+
+def write_toy_data(
+    folder: Path, tasks: Mapping[str, tuple[str, int, int]], chunk_length: int = 32, shards: int = 1
+) -> PreparedData:
+    """Writes and opens a prepared folder.
+
+    Args:
+      folder: made new.
+      tasks: name → (objective, training chunks, validation chunks).
+      chunk_length: ids in a chunk; every fifth chunk is shorter.
+      shards: files per split.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    entries = {}
+    for number, (name, (objective, train, validation)) in enumerate(tasks.items()):
+        (folder / name).mkdir()
+        splits = {}
+        for split, count, offset in (("train", train, 0), ("validation", validation, 500)):
+            if not count:
+                continue
+            chunks = [chunk(number, offset + i, chunk_length - 9 * (i % 5 == 4)) for i in range(count)]
+            parts = [p for p in np.array_split(np.arange(count), shards) if len(p)]
+            written = [
+                write_shard(
+                    folder,
+                    f"{name}/{split}-{i:05}-of-{len(parts):05}.array_record",
+                    [encode_record(chunks[j]) for j in part],
+                )
+                for i, part in enumerate(parts)
+            ]
+            tokens = sum(map(len, chunks))
+            splits[split] = {
+                "documents": count,
+                "tokens": tokens,
+                "chunks": count,
+                "padding": count * chunk_length - tokens,
+                "dropped": {},
+                "shards": [{"file": s.file, "chunks": s.chunks, "bytes": s.bytes, "xxh3": s.xxh3} for s in written],
+            }
+        entries[name] = {"objective": objective, "language": name, "splits": splits}
+    shutil.copy(SAMPLE_VOCABULARY, folder / "vocabulary.model")
+    manifest = {
+        "mixture": "deltalm_pretrain",
+        "chunk_length": chunk_length,
+        "vocabulary": Vocabulary.load(SAMPLE_VOCABULARY).describe(),
+        "tasks": entries,
+    }
+    write_manifest(folder, manifest)
+    return PreparedData.open(folder)
