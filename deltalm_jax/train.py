@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Imported late: `--help` should not wait for jax.
     from deltalm_jax.training.prepared import open_or_prepare
     from deltalm_jax.data.chunks import PreparedDataError
-    from deltalm_jax.parallel.mesh import initialize_processes
+    from deltalm_jax.parallel.mesh import MeshError, initialize_processes
     from deltalm_jax.training.checkpoint import CheckpointError
     from deltalm_jax.training.gin_files import ConfigError, load
     from deltalm_jax.training.loop import NonFiniteError, train
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prepared = open_or_prepare(config, flags.num_processes or 1)
         initialize_processes(flags.coordinator, flags.num_processes, flags.process_id)
         return train(config, prepared, flags.run_dir or pathlib.Path("runs", config.name))
-    except (ConfigError, PreparedDataError, CheckpointError, NonFiniteError) as error:
+    except (ConfigError, PreparedDataError, MeshError, CheckpointError, NonFiniteError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 

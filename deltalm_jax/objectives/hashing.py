@@ -32,7 +32,7 @@ def mix(x: np.ndarray | np.uint64) -> np.ndarray:
         return z ^ (z >> np.uint64(31))
 
 
-def hash_keys(*parts: np.ndarray | int) -> np.ndarray:
+def hash_keys(*parts: np.ndarray | np.uint64 | int) -> np.ndarray:
     """Hash of a tuple of integers, elementwise over broadcast arrays.
 
     Args:
@@ -61,7 +61,7 @@ def string_key(text: str | bytes) -> np.uint64:
     return np.uint64(xxhash.xxh3_64_intdigest(text if isinstance(text, bytes) else text.encode("utf-8")))
 
 
-def permute(index_N: np.ndarray, size: int, key: np.ndarray | int) -> np.ndarray:
+def permute(index_N: np.ndarray, size: int, key: np.ndarray | np.uint64 | int) -> np.ndarray:
     """A keyed permutation of 0 … size - 1, evaluated only at `index_N`; no table, so `size` may be billions.
 
     A balanced Feistel network over the next power of four, walked until the value falls below `size`

@@ -11,6 +11,10 @@ from jax.sharding import AxisType, Mesh
 AXES = ("data", "fsdp", "tensor")
 
 
+class MeshError(ValueError):
+    """The devices, the mesh and the batch do not go together, or the processes are not told how to meet."""
+
+
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
     """How the devices are arranged. All fields are operational: a run may resume on another arrangement.
@@ -41,17 +45,17 @@ def initialize_processes(coordinator: str | None, num_processes: int | None, pro
       process_id: this process's number.
 
     Raises:
-      ValueError: only some of the three are given.
+      MeshError: only some of the three are given.
     """
     if coordinator is None:
         if num_processes is not None or process_id is not None:
-            raise ValueError("--num_processes and --process_id need --coordinator=HOST:PORT of process 0 as well")
+            raise MeshError("--num_processes and --process_id need --coordinator=HOST:PORT of process 0 as well")
         return
     if coordinator == "auto":
         jax.distributed.initialize()
         return
     if num_processes is None or process_id is None:
-        raise ValueError(f"--coordinator={coordinator} needs --num_processes and --process_id as well")
+        raise MeshError(f"--coordinator={coordinator} needs --num_processes and --process_id as well")
     jax.distributed.initialize(coordinator, num_processes, process_id)
 
 
@@ -59,13 +63,13 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
     """A mesh with axes `data`, `fsdp`, `tensor` over all devices of all processes.
 
     Raises:
-      ValueError: the axis sizes do not multiply to the number of devices.
+      MeshError: the axis sizes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     inner = config.fsdp * config.tensor
     data = len(devices) // inner if config.data == -1 else config.data
     if data * inner != len(devices) or data < 1:
-        raise ValueError(
+        raise MeshError(
             f"MeshConfig(data={config.data}, fsdp={config.fsdp}, tensor={config.tensor}) does not cover "
             f"{len(devices)} devices: data × fsdp × tensor must equal their number"
         )

@@ -15,6 +15,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from deltalm_jax.parallel.mesh import MeshError
+
 BATCH_AXES = ("data", "fsdp")
 
 # Parameter path (a regular expression, matched at the end) → split of its dimensions, the last one last: leading
@@ -85,11 +87,11 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def check_batch(batch_sizes: dict[str, int], mesh: Mesh) -> None:
-    """Raises ValueError if a group's batch does not divide evenly over the devices that share it."""
+    """Raises MeshError if a group's batch does not divide evenly over the devices that share it."""
     ways = int(np.prod([mesh.shape[a] for a in BATCH_AXES]))
     for name, size in batch_sizes.items():
         if size % ways:
-            raise ValueError(
+            raise MeshError(
                 f"objective_batch_sizes[{name!r}] is {size}, which does not divide over data × fsdp = {ways} devices: "
                 f"use a multiple of {ways}, or move devices to the tensor axis"
             )

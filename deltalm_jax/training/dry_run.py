@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import pathlib
+import sys
 from collections.abc import Iterator
 
 import jax
@@ -12,6 +13,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from deltalm_jax.data.blocks import english_first
 from deltalm_jax.data.chunks import MANIFEST, PreparedData
 from deltalm_jax.data.packing import join_and_cut, pack_pairs
 from deltalm_jax.data.stream import Stream
@@ -20,6 +22,7 @@ from deltalm_jax.model.config import parameter_count, resolve_compute_dtype
 from deltalm_jax.objectives.hashing import hash_keys, string_key
 from deltalm_jax.parallel.mesh import make_mesh
 from deltalm_jax.parallel.sharding import check_batch, path_name
+from deltalm_jax.quiet import quiet_imports
 from deltalm_jax.training.config import SAMPLE, Config
 from deltalm_jax.training.flops import flops_per_step
 from deltalm_jax.training.prepared import check, prepared_folder
@@ -34,10 +37,10 @@ def dry_run(config: Config) -> None:
     Nothing is trained or written, and no array of the model is allocated.
 
     Raises:
-      ValueError: the mesh or the batch does not fit the devices of this machine.
+      MeshError: the mesh or the batch does not fit the devices of this machine.
       PreparedDataError, CorpusError: prepared data is there but damaged or made for another configuration.
     """
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
     mesh = make_mesh(config.mesh)
     check_batch(config.data.objective_batch_sizes, mesh)
     _print_configuration(console, config)
@@ -50,20 +53,21 @@ def dry_run(config: Config) -> None:
 
 
 def _print_configuration(console: Console, config: Config) -> None:
-    table = Table("field", "value", "from", title=f"configuration {config.name}", title_justify="left")
+    console.print(f"[bold]configuration {config.name}[/bold]")
     for name, value in config.values().items():
-        table.add_row(name, repr(value), config.origins.get(name, "default"))
-    console.print(table)
+        console.print(f"  {name} = {value!r}  # {config.origins[name]}", markup=False)
 
 
 def _print_parameters(console: Console, config: Config, mesh: jax.sharding.Mesh) -> None:
     state = abstract_state(config.model, config.optimizer, mesh)
-    table = Table("parameter", "shape", "split over", title="parameters", title_justify="left")
+    table = Table(title="parameters", title_justify="left", box=None)
+    for column in ("name", "shape", "split over"):
+        table.add_column(column, no_wrap=True)
     counted = 0
     for path, leaf in jax.tree_util.tree_leaves_with_path(state["params"]):
         counted += math.prod(leaf.shape)
-        axes = [a or "-" for a in leaf.sharding.spec]
-        table.add_row(path_name(path), " × ".join(f"{n:,}" for n in leaf.shape), " × ".join(axes))
+        axes = ", ".join(f"{axis} ({n:,})" for axis, n in zip(leaf.sharding.spec, leaf.shape, strict=False) if axis)
+        table.add_row(path_name(path), " × ".join(f"{n:,}" for n in leaf.shape), axes or "whole")
     console.print(table)
     assert counted == parameter_count(config.model)
     console.print(f"{counted:,} parameters on {mesh.size} {jax.devices()[0].platform} device(s), mesh {dict(mesh.shape)}")
@@ -80,7 +84,7 @@ def _print_parameters(console: Console, config: Config, mesh: jax.sharding.Mesh)
 
 
 def _print_step(console: Console, config: Config) -> None:
-    table = Table("objective", "batch", "inputs", "targets", "targets' share", title="groups of a step", title_justify="left")
+    table = Table("objective", "batch", "inputs", "targets", "share of targets", title="groups of a step", title_justify="left", box=None)
     shapes = {n: o.corruption.lengths(config.data.chunk_length) for n, o in config.data.objectives().items()}
     batch_sizes = config.data.objective_batch_sizes
     total = sum(batch_sizes[n] * t for n, (_, t) in shapes.items())
@@ -119,8 +123,8 @@ def _examples(config: Config) -> Iterator[Example]:
 
 
 def _sample_examples(config: Config) -> Iterator[Example]:
-    # The only place in training that reads raw text, so the corpora are imported here.
-    from tasks.corpora import CORPORA, SAMPLE_DIR, english_first, find_files, read_split
+    with quiet_imports():  # the only place in training that reads raw text
+        from tasks.corpora import CORPORA, SAMPLE_DIR, find_files, read_split
 
     given = config.data.vocabulary
     own = given not in (None, SAMPLE) and pathlib.Path(str(given)).is_file()
@@ -134,7 +138,7 @@ def _sample_examples(config: Config) -> Iterator[Example]:
         if corpus.unit == "documents":
             chunks = join_and_cut([vocabulary.encode_batch(d) for d in items], length)
         else:
-            sides = [(p if english_first(*p) else p[::-1]) for p in items]
+            sides = [pair if first else pair[::-1] for pair, first in zip(items, english_first(items), strict=True)]
             chunks = pack_pairs([tuple(vocabulary.encode_batch(p)) for p in sides], length)  # type: ignore[misc]
         tokens_BL = np.zeros((1, length), np.int32)
         tokens_BL[0, : len(chunks[0])] = chunks[0]

@@ -27,6 +27,7 @@ CLASSES: dict[str, type] = {
 }
 ALLOWED_IMPORTS = ("deltalm_jax", "tasks")
 _COMMAND_LINE = "command line"
+_SHIPPED = pathlib.Path(configs.__path__[0])
 
 
 class ConfigError(ValueError):
@@ -88,12 +89,11 @@ def load(gin_files: Sequence[str], overrides: Iterable[str] = (), allow_imports:
 
 def find(name: str, beside: pathlib.Path | None = None) -> pathlib.Path:
     """The file meant by `name`: a path as it stands, beside the including file, or a file shipped in `configs/`."""
-    shipped = pathlib.Path(configs.__path__[0])
-    candidates = [pathlib.Path(name), *([beside / name] if beside else []), shipped / name]
+    candidates = [pathlib.Path(name), *([beside / name] if beside else []), _SHIPPED / name]
     for path in candidates:
         if path.is_file():
             return path
-    known = sorted(p.name for p in shipped.glob("*.gin"))
+    known = sorted(p.name for p in _SHIPPED.glob("*.gin"))
     hint = difflib.get_close_matches(pathlib.Path(name).name, known, 1)
     raise ConfigError(
         f"gin file {name!r} not found; looked at {', '.join(str(c) for c in dict.fromkeys(candidates))}. "
@@ -105,8 +105,9 @@ def find(name: str, beside: pathlib.Path | None = None) -> pathlib.Path:
 def _read_file(path: pathlib.Path, bindings: _Bindings, allowed: Sequence[str], including: bool = True) -> None:
     seen: dict[str, int] = {}
     first = True
-    for statement in _statements(path.read_text(encoding="utf-8"), str(path)):
-        where = f"{path}:{statement.location.line_num}"
+    label = path.name if path.parent == _SHIPPED else str(path)
+    for statement in _statements(path.read_text(encoding="utf-8"), label):
+        where = f"{label}:{statement.location.line_num}"
         if isinstance(statement, config_parser.IncludeStatement):
             if not first or not including:
                 raise ConfigError(f"{where}: one include at most, as the file's first statement, and not nested")

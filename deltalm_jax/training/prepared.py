@@ -39,6 +39,7 @@ def open_or_prepare(config: Config, processes: int = 1) -> PreparedData:
     Raises:
       PreparedDataError: there is no data and nothing to make it from, it is too large to make in passing (the message
         holds the command), or it was prepared for another mixture, vocabulary or chunk length.
+      SystemExit: preparation failed, and has said why.
     """
     folder = prepared_folder(config)
     if not (folder / MANIFEST).exists():
@@ -77,7 +78,7 @@ def _prepare(config: Config, folder: pathlib.Path, processes: int) -> None:
         raise PreparedDataError(f"no prepared data in {folder}: prepare it before starting several processes:\n  {shown}")
     print(f"preparing {data.mixture} into {folder}:\n  {shown}", flush=True)
     if (code := subprocess.run(command, check=False).returncode) != 0:
-        raise PreparedDataError(f"preparation failed (exit code {code}); its message stands above")
+        raise SystemExit(code)  # it has said why
 
 
 def check(config: Config, prepared: PreparedData) -> None:

@@ -1,0 +1,139 @@
+"""The folder that preparation makes: complete or absent, never two writers, and nothing done twice or thrown away."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from deltalm_jax.data.blocks import Input
+from deltalm_jax.data.chunks import MANIFEST, PreparedData, PreparedDataError
+from deltalm_jax.data.shards import digest_file, sync
+
+_LOCK = ".lock"
+
+
+class PreparationError(ValueError):
+    """Preparation cannot start or go on; the message is for the person who started it."""
+
+
+def existing(output: Path, header: Mapping[str, Any], inputs: Sequence[Input], overwrite: bool) -> PreparedData | None:
+    """Prepared data that are already at `output` and are just what is asked for; None if they have to be made.
+
+    Args:
+      output: the folder.
+      header: the manifest's first entries, as they would be written now.
+      inputs: of the tasks. Their files are digested only if everything else agrees.
+      overwrite: whether prepared data that are there may be replaced.
+
+    Raises:
+      PreparationError: something else is there.
+    """
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return None
+    if not (output / MANIFEST).is_file():
+        raise PreparationError(f"{output}: exists and is no prepared data. Choose another --output, or move it away.")
+    if overwrite:
+        return None
+    try:
+        found = PreparedData.open(output)
+    except PreparedDataError as error:
+        raise PreparationError(str(error)) from error
+    differences = list(_differences(found.manifest, header, inputs))
+    if differences:
+        more = f"; and {len(differences) - 5} more" if len(differences) > 5 else ""
+        raise PreparationError(
+            f"{output}: prepared before, and differently: {'; '.join(differences[:5])}{more}. "
+            "Choose another --output, or replace it with --overwrite."
+        )
+    return found
+
+
+def _differences(manifest: Mapping[str, Any], header: Mapping[str, Any], inputs: Sequence[Input]) -> Iterator[str]:
+    """Each difference between a manifest and what is asked for, as "what: … there, … asked for"."""
+    pairs: list[tuple[str, Any, Any]] = [
+        ("mixture", manifest.get("mixture"), header["mixture"]),
+        ("chunk_length", manifest.get("chunk_length"), header["chunk_length"]),
+        ("vocabulary", manifest["vocabulary"].get("fingerprint"), header["vocabulary"]["fingerprint"]),
+    ]
+    pairs += [(name, manifest.get("settings", {}).get(name), value) for name, value in header["settings"].items()]
+    there = {
+        (task, split): (file["file"], file["bytes"])
+        for task, entry in manifest["tasks"].items()
+        for split, file in entry.get("inputs", {}).items()
+    }
+    asked = {
+        (source.task, split): (path.name, path.stat().st_size)
+        for source in inputs
+        for split, path in source.files.items()
+    }
+    for key in [*asked, *(key for key in there if key not in asked)]:
+        was, now = (
+            f"{file[0]} of {file[1]:,} bytes" if file else "nothing" for file in (there.get(key), asked.get(key))
+        )
+        pairs.append((f"{key[0]} {key[1]} file", was, now))
+    different = [f"{what}: {was} there, {now} asked for" for what, was, now in pairs if was != now]
+    if different:
+        yield from different
+        return
+    if list(manifest["tasks"]) != [source.task for source in inputs]:
+        yield "the order of the tasks"
+    for source in inputs:
+        for split, path in source.files.items():
+            if digest_file(path) != manifest["tasks"][source.task]["inputs"][split]["xxh3"]:
+                yield f"{source.task} {split} file: other content in {path}"
+
+
+@contextlib.contextmanager
+def partial(output: Path) -> Iterator[Path]:
+    """The folder OUTPUT.partial, empty and locked; removed at the end unless `publish` has renamed it.
+
+    What a killed run left there is removed first. The lock goes with its process, so a killed run leaves none.
+
+    Raises:
+      PreparationError: another process is writing it, or it cannot be made.
+    """
+    folder = output.with_name(output.name + ".partial")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / _LOCK).open("a+")
+    except OSError as error:
+        raise PreparationError(f"{folder}: cannot be made ({error.strerror}). Choose another --output.") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            owner = lock.read().strip() or "?"
+            raise PreparationError(f"{folder}: process {owner} is preparing this folder; wait for it.") from None
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
+        for entry in folder.iterdir():
+            if entry.name != _LOCK:
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        try:
+            yield folder
+        finally:
+            # Worker processes may still be writing for a moment after an error.
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def publish(folder: Path, output: Path) -> None:
+    """Renames a finished partial folder to its final name, in place of what is there."""
+    (folder / _LOCK).unlink()
+    for path in (*folder.iterdir(), folder):
+        if path.is_dir():
+            sync(path)
+    old = output.with_name(output.name + ".replaced")
+    if old.exists():
+        shutil.rmtree(old)
+    if output.exists():
+        output.rename(old)
+    folder.rename(output)
+    sync(output.parent)
+    shutil.rmtree(old, ignore_errors=True)

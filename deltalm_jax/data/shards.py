@@ -1,0 +1,132 @@
+"""Shards: files of chunks in ArrayRecord, three little-endian bytes an id (250,104 ids need 18 bits).
+
+A record is one chunk, its real length only. One record a group and no compression: that is what makes reading at
+random fast (tens of thousands of records a second and core). Shapes: B records, L longest chunk.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import uuid
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import xxhash
+from array_record.python import array_record_module
+
+MAX_ID = 2**24 - 1
+_BYTES_PER_ID = 3
+_WRITER_OPTIONS = "group_size:1,uncompressed"
+_READ_SIZE = 1 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """One ArrayRecord file: path relative to the prepared folder, number of chunks, size in bytes, xxh3 (128 bit)."""
+
+    file: str
+    chunks: int
+    bytes: int
+    xxh3: str
+
+
+def encode_record(ids: np.ndarray) -> bytes:
+    """Ids as three little-endian bytes each.
+
+    Args:
+      ids: integers [L] in 0..2^24-1.
+
+    Raises:
+      ValueError: an id does not fit.
+    """
+    if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) <= MAX_ID:
+        raise ValueError(f"ids must lie in 0..{MAX_ID}, found {int(ids.min())}..{int(ids.max())}")
+    return ids.astype("<u4").view(np.uint8).reshape(-1, 4)[:, :_BYTES_PER_ID].tobytes()
+
+
+def decode_records(records: Sequence[bytes], width: int) -> tuple[np.ndarray, np.ndarray]:
+    """The inverse of `encode_record`, for a batch.
+
+    Args:
+      records: B byte strings, each of a whole number of ids and at most `width` of them.
+      width: L, columns of the result.
+
+    Returns:
+      tokens_BL int32, padded with 0, and lengths_B int32.
+
+    Raises:
+      ValueError: a record has a length that cannot be; `args[1]` is its position.
+    """
+    sizes_B = np.fromiter(map(len, records), np.int64, len(records))
+    lengths_B, rest_B = np.divmod(sizes_B, _BYTES_PER_ID)
+    bad = np.flatnonzero((rest_B != 0) | (lengths_B < 1) | (lengths_B > width))
+    if bad.size:
+        raise ValueError(f"a record of {sizes_B[bad[0]]} bytes is not 1 to {width} ids of 3 bytes", int(bad[0]))
+    data = np.frombuffer(b"".join(records), np.uint8).reshape(-1, _BYTES_PER_ID)
+    wide = np.zeros((len(data), 4), np.uint8)
+    wide[:, :_BYTES_PER_ID] = data
+    ids = wide.view("<i4")[:, 0]
+    if len(ids) == len(records) * width:
+        return ids.reshape(len(records), width).astype(np.int32, copy=False), lengths_B.astype(np.int32)
+    tokens_BL = np.zeros((len(records), width), np.int32)
+    tokens_BL[np.arange(width) < lengths_B[:, None]] = ids
+    return tokens_BL, lengths_B.astype(np.int32)
+
+
+def digest_file(path: str | Path) -> str:
+    """xxh3 (128 bit, hexadecimal) of a file's bytes."""
+    digest = xxhash.xxh3_128()
+    with open(path, "rb", buffering=0) as file:
+        while block := file.read(_READ_SIZE):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def write_shard(folder: str | Path, file: str, records: Iterable[bytes]) -> Shard:
+    """Writes one shard: under a temporary name, synced, then renamed, so that the final name is a whole file.
+
+    Args:
+      folder: the folder being prepared.
+      file: path of the shard inside it.
+      records: encoded chunks, in order.
+
+    Returns:
+      What the manifest keeps of it.
+
+    Raises:
+      OSError: it cannot be written (disk full, no permission); nothing of it is left.
+    """
+    path = Path(folder, file)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # A name of its own for every attempt: a runner may try the same shard twice at once.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    count = 0
+    try:
+        try:
+            writer = array_record_module.ArrayRecordWriter(str(temporary), _WRITER_OPTIONS)
+            try:
+                for record in records:
+                    writer.write(record)
+                    count += 1
+            finally:
+                writer.close()
+        except RuntimeError as error:
+            # What ArrayRecord makes of a full disk.
+            raise OSError(f"cannot write {path}: {error}") from error
+        sync(temporary)
+        shard = Shard(file, count, temporary.stat().st_size, digest_file(temporary))
+        temporary.rename(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return shard
+
+
+def sync(path: Path) -> None:
+    """Asks the system to put a file's (or folder's) content on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

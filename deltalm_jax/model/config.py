@@ -1,0 +1,161 @@
+"""The shape of a DeltaLM model: its configuration, presets and parameter count. Plain Python; no jax, flax or gin."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from deltalm_jax.fields import check_types, operational
+
+# The two ids that the model itself must know; `deltalm_jax/data/vocabulary.py` has them all.
+PAD_ID = 0
+EOS_ID = 3  # `</s>`, which is also what the decoder starts from.
+
+# Position rows 0 and 1 belong to no token: row 1 is the padding row, and the first token of a sequence takes row 2
+# (fairseq's convention, kept so that published tables fit).
+PADDING_POSITION = 1
+RESERVED_POSITIONS = 2
+
+NORM_PLACEMENTS = ("post", "pre")
+COMPUTE_DTYPES = ("auto", "float32", "bfloat16")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Everything that fixes a DeltaLM model. The defaults are DeltaLM-base.
+
+    Attributes:
+      vocab_size: rows of the one token table, which serves the encoder, the decoder and the output.
+      hidden_size: width of the residual stream (D).
+      feed_forward_size: width inside a feed-forward network (F).
+      num_heads: attention heads (H); must divide `hidden_size`.
+      num_encoder_layers: encoder layers.
+      num_decoder_layers: interleaved decoder layers, each as large as two encoder layers.
+      max_length: longest encoder or decoder sequence, in tokens. Each position table has two rows more.
+      norm_placement: "post" normalises after each residual sum (all released models); "pre" normalises the input of
+        each sub-layer, and the output of the last layer.
+      embedding_layer_norm: whether both sides normalise their embeddings (base does, large does not).
+      dropout_rate: of the embeddings and of every sub-layer's output.
+      attention_dropout_rate: of the attention weights.
+      activation_dropout_rate: of the activations inside the feed-forward networks.
+      compute_dtype: "float32", "bfloat16", or "auto" (see `resolve_compute_dtype`). Parameters are float32 in any case.
+      remat: recompute each layer in the backward pass instead of keeping its activations. May change on resume.
+      scan_unroll: layers per iteration of the loop over layers. 1 compiles one layer, whatever the depth; the number of
+        layers unrolls the loop, which saves a small model on a CPU a tenth of its time. May change on resume.
+
+    Raises:
+      TypeError: a field has another type than declared (a bool is not an int here; an int is accepted as a float).
+      ValueError: a field is out of range, or the heads do not divide the width.
+    """
+
+    vocab_size: int = 250_104
+    hidden_size: int = 768
+    feed_forward_size: int = 3072
+    num_heads: int = 12
+    num_encoder_layers: int = 12
+    num_decoder_layers: int = 6
+    max_length: int = 512
+    norm_placement: str = "post"
+    embedding_layer_norm: bool = True
+    dropout_rate: float = 0.1
+    attention_dropout_rate: float = 0.0
+    activation_dropout_rate: float = 0.0
+    compute_dtype: str = "auto"
+    remat: bool = operational(False)
+    scan_unroll: int = operational(1)
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.type == "int" and value < 1:
+                raise ValueError(f"ModelConfig.{field.name} must be at least 1, found {value}")
+            if field.type == "float" and not 0.0 <= value < 1.0:
+                raise ValueError(f"ModelConfig.{field.name} is a rate and must be in [0, 1), found {value}")
+        if self.hidden_size % self.num_heads:
+            raise ValueError(
+                f"ModelConfig.num_heads must divide hidden_size, found {self.num_heads} heads for a width of "
+                f"{self.hidden_size}: change one of the two"
+            )
+        if self.vocab_size <= EOS_ID:
+            raise ValueError(f"ModelConfig.vocab_size must exceed {EOS_ID}, the id of </s>, found {self.vocab_size}")
+        _check_choice("norm_placement", self.norm_placement, NORM_PLACEMENTS)
+        _check_choice("compute_dtype", self.compute_dtype, COMPUTE_DTYPES)
+
+    @property
+    def head_size(self) -> int:
+        """Width of one attention head (K)."""
+        return self.hidden_size // self.num_heads
+
+    @property
+    def num_positions(self) -> int:
+        """Rows of each position table: one per token, and the two that belong to no token."""
+        return self.max_length + RESERVED_POSITIONS
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"ModelConfig.{name} must be one of {', '.join(map(repr, choices))}, found {value!r}")
+
+
+# tiny and small are ours; base and large are the two released models.
+PRESETS: Mapping[str, ModelConfig] = MappingProxyType(
+    {
+        "tiny": ModelConfig(
+            vocab_size=8_104,
+            hidden_size=128,
+            feed_forward_size=512,
+            num_heads=4,
+            num_encoder_layers=4,
+            num_decoder_layers=2,
+            scan_unroll=4,
+        ),
+        "small": ModelConfig(hidden_size=384, feed_forward_size=1536, num_heads=12),
+        "base": ModelConfig(),
+        "large": ModelConfig(
+            hidden_size=1024,
+            feed_forward_size=4096,
+            num_heads=16,
+            num_encoder_layers=24,
+            num_decoder_layers=12,
+            embedding_layer_norm=False,
+        ),
+    }
+)
+
+
+def resolve_compute_dtype(config: ModelConfig, platform: str) -> str:
+    """The dtype of activations and matrix products on `platform`: "cpu", "gpu" or "tpu" (`jax.default_backend()`).
+
+    "auto" is "bfloat16" on an accelerator and "float32" on a CPU, which has no fast bfloat16 products.
+
+    Returns:
+      "float32" or "bfloat16"; jax takes either as a dtype.
+    """
+    if config.compute_dtype != "auto":
+        return config.compute_dtype
+    return "float32" if platform == "cpu" else "bfloat16"
+
+
+def encoder_layer_parameter_count(config: ModelConfig) -> int:
+    """Parameters of one encoder layer; an interleaved decoder layer has exactly twice as many.
+
+    Attention is four square projections with biases, the feed-forward network two projections with biases, and each of
+    the two has a LayerNorm: (4 D² + 4 D) + (2 D F + F + D) + 2 · 2 D = 4 D² + 2 D F + F + 9 D.
+    """
+    hidden, feed_forward = config.hidden_size, config.feed_forward_size
+    return 4 * hidden**2 + 2 * hidden * feed_forward + feed_forward + 9 * hidden
+
+
+def parameter_count(config: ModelConfig) -> int:
+    """Parameters of the whole model, by arithmetic alone. The token table counts once.
+
+    DeltaLM-base has 362,981,376 and large 861,777,920.
+    """
+    hidden = config.hidden_size
+    layer_equivalents = config.num_encoder_layers + 2 * config.num_decoder_layers
+    layer_norms_per_side = int(config.embedding_layer_norm) + int(config.norm_placement == "pre")
+    per_side = hidden * config.num_positions + 2 * hidden * layer_norms_per_side
+    layers = layer_equivalents * encoder_layer_parameter_count(config)
+    return hidden * config.vocab_size + 2 * per_side + layers

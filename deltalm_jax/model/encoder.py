@@ -1,0 +1,93 @@
+"""DeltaLM's encoder: that of XLM-R. Legend: B batch, S source positions, D hidden size, V vocabulary, N layers."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from deltalm_jax.model.attention import Attention, padding_mask
+from deltalm_jax.model.config import PAD_ID, PADDING_POSITION, ModelConfig
+from deltalm_jax.model.dropout import split_key
+from deltalm_jax.model.embedding import embed, embedding_table
+from deltalm_jax.model.feed_forward import FeedForward
+from deltalm_jax.model.layer import scan_layers, stack_layers, transformer_layer
+from deltalm_jax.model.linear import LayerNorm
+
+
+class EncoderLayer(nnx.Module):
+    """Self-attention and a feed-forward network."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
+        self.self_attention = Attention(config, rngs=rngs)
+        self.self_attention_layer_norm = LayerNorm(config.hidden_size)
+        self.feed_forward = FeedForward(config, rngs=rngs)
+        self.feed_forward_layer_norm = LayerNorm(config.hidden_size)
+        self.config = config
+
+    def __call__(self, hidden_BSD: jax.Array, mask: jax.Array, dropout_key: jax.Array | None = None) -> jax.Array:
+        """[B, S, D] -> [B, S, D]; `mask` (bool, broadcast to [B, H, S, S]) says who may look at whom."""
+        return transformer_layer(
+            self.config,
+            self.self_attention,
+            self.self_attention_layer_norm,
+            self.feed_forward,
+            self.feed_forward_layer_norm,
+            hidden_BSD,
+            None,
+            mask,
+            dropout_key,
+        )
+
+
+class Encoder(nnx.Module):
+    """Embeddings and a stack of `EncoderLayer`s."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
+        self.position_embedding = embedding_table(config.num_positions, config.hidden_size, PADDING_POSITION, rngs)
+        self.embedding_layer_norm = LayerNorm(config.hidden_size) if config.embedding_layer_norm else None
+        self.layers = stack_layers(EncoderLayer, config, config.num_encoder_layers, rngs)
+        self.final_layer_norm = LayerNorm(config.hidden_size) if config.norm_placement == "pre" else None
+        self.config = config
+
+    def __call__(
+        self,
+        token_embedding_VD: jax.Array,
+        tokens_BS: jax.Array,
+        *,
+        dropout_key: jax.Array | None = None,
+        compute_dtype: jax.typing.DTypeLike = jnp.float32,
+        return_states: bool = False,
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """Encodes token ids.
+
+        Returns:
+          [B, S, D] for the decoder to look at, in `compute_dtype`; and the residual stream before the first layer and
+          after each, [N + 1, B, S, D] (None unless asked for).
+        """
+        embedding_key, layers_key = split_key(dropout_key, 2)
+        hidden_BSD = embed(
+            self.config,
+            token_embedding_VD,
+            self.position_embedding[...],
+            self.embedding_layer_norm,
+            tokens_BS,
+            embedding_key,
+            compute_dtype,
+        )
+        # Padding is zero here, as in fairseq. No real position sees the difference, for attention never looks there.
+        hidden_BSD *= (tokens_BS != PAD_ID)[:, :, None]
+        mask = padding_mask(tokens_BS)
+        encoded_BSD, states_NBSD = scan_layers(
+            self.config,
+            self.layers,
+            lambda layer, hidden_BSD, key: layer(hidden_BSD, mask, key),
+            hidden_BSD,
+            layers_key,
+            return_states=return_states,
+        )
+        if states_NBSD is not None:
+            states_NBSD = jnp.concatenate([hidden_BSD[None], states_NBSD])
+        if self.final_layer_norm is not None:
+            encoded_BSD = self.final_layer_norm(encoded_BSD)
+        return encoded_BSD, states_NBSD

@@ -1,0 +1,25 @@
+"""The feed-forward network of a layer. Legend: B batch, S positions, D hidden size, F feed-forward size."""
+
+from __future__ import annotations
+
+import jax
+from flax import nnx
+
+from deltalm_jax.model.config import ModelConfig
+from deltalm_jax.model.dropout import dropout
+from deltalm_jax.model.linear import Linear
+
+
+class FeedForward(nnx.Module):
+    """Two linear maps with a GELU between them, applied to each position alone."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
+        self.input = Linear(config.hidden_size, config.feed_forward_size, rngs=rngs)
+        self.output = Linear(config.feed_forward_size, config.hidden_size, rngs=rngs)
+        self.dropout_rate = config.activation_dropout_rate
+
+    def __call__(self, hidden_BSD: jax.Array, *, dropout_key: jax.Array | None = None) -> jax.Array:
+        """[B, S, D] -> [B, S, D], same dtype. The key is for dropout of the activations; None for none."""
+        # The exact (erf) GELU of XLM-R and DeltaLM; jax's default is the tanh approximation.
+        activations_BSF = jax.nn.gelu(self.input(hidden_BSD), approximate=False)
+        return self.output(dropout(activations_BSF, self.dropout_rate, dropout_key))

@@ -1,0 +1,302 @@
+"""The preparation command: `python -m deltalm_jax.prepare --mixture=deltalm_pretrain --output=prepared/sample`."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import difflib
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as ProgressBar
+from rich.table import Table
+
+from deltalm_jax.quiet import quiet_imports
+
+if TYPE_CHECKING:
+    from deltalm_jax.data.blocks import Input
+    from deltalm_jax.data.chunks import PreparedData, PreparedTask
+    from deltalm_jax.data.preparation import Prepared, Progress
+
+SAMPLE = "sample"
+_SAMPLE_PIECES = 8_000
+_LINE_SECONDS = 5.0
+_INTERRUPTED = 130
+
+_DESCRIPTION = """
+Read, tokenise and cut the text of a mixture, once, into chunks that training reads: shards and a manifest in a folder.
+The folder appears when it is complete. Run the same command again and nothing is done; a changed one is refused.
+"""
+_EXAMPLES = """
+examples:
+  python -m deltalm_jax.prepare --output=prepared/sample
+  python -m deltalm_jax.prepare --data_dir=/corpora --vocabulary=sentencepiece.bpe.model --output=prepared/all
+  python -m deltalm_jax.prepare --mixture=deltalm_span_corruption --data_dir=/corpora --languages=de,fr \\
+      --vocabulary=sentencepiece.bpe.model --output=prepared/de_fr
+
+DIR holds cc100/CODE.txt.xz (CC100's files) and ccaligned/xx_YY-en_XX.tsv.xz (CCAligned's sentence files), either or
+both, under their published names; also .gz or plain. Held-out text in a subfolder "validation" under the same name is
+used as it is; elsewhere documents are held out by hash of their text and pairs by hash of their English side.
+While it works, the local runner needs free disk for the uncompressed text.
+"""
+
+
+class MixtureError(ValueError):
+    """A mixture that does not exist or cannot be prepared."""
+
+
+def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    """Command-line flags; exits with code 2 where they cannot be."""
+    parser = argparse.ArgumentParser(
+        prog="python -m deltalm_jax.prepare",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    what = parser.add_argument_group("what")
+    what.add_argument(
+        "--mixture", default="deltalm_pretrain", metavar="NAME", help="seqio Mixture or Task (default: %(default)s)"
+    )
+    what.add_argument(
+        "--data_dir", default=SAMPLE, metavar="DIR", help='folder of the corpora (default: "sample", shipped)'
+    )
+    what.add_argument(
+        "--vocabulary", metavar="FILE", help="SentencePiece model (default: the sample's, for the sample only)"
+    )
+    what.add_argument("--languages", metavar="CODES", help="only these, e.g. de,fr,zh-Hans (default: all there are)")
+    what.add_argument("--output", required=True, metavar="DIR", help="folder to make")
+    how = parser.add_argument_group("how")
+    how.add_argument(
+        "--chunk_length", type=int, default=512, metavar="N", help="ids in a chunk (default: %(default)s, the paper's)"
+    )
+    how.add_argument(
+        "--validation_fraction", type=float, default=0.001, metavar="X",
+        help="share of texts held out where there is no validation file (default: %(default)s)",
+    )  # fmt: skip
+    how.add_argument(
+        "--sentinel_start", type=int, metavar="ID", help="id of the first sentinel (default: after <mask>)"
+    )
+    how.add_argument("--overwrite", action="store_true", help="replace prepared data that are at --output")
+    where = parser.add_argument_group("where it runs")
+    where.add_argument(
+        "--num_workers", type=int, metavar="N",
+        help="processes on this machine (default: one for small corpora, else one per core)",
+    )  # fmt: skip
+    where.add_argument(
+        "--runner", default="local", metavar="NAME",
+        help="local, or another Apache Beam runner (DataflowRunner, FlinkRunner, …) whose workers see --output",
+    )  # fmt: skip
+    where.add_argument(
+        "--beam_options", default="", metavar="FLAGS", help='for that runner, e.g. "--project=p --region=r"'
+    )
+    flags = parser.parse_args(arguments)
+    if flags.vocabulary is None:
+        if flags.data_dir != SAMPLE:
+            parser.error("--vocabulary is needed for your own --data_dir, e.g. XLM-R's sentencepiece.bpe.model")
+        flags.vocabulary = SAMPLE
+    if flags.num_workers is not None and flags.num_workers < 1:
+        parser.error(f"--num_workers must be at least 1, found {flags.num_workers}")
+    if flags.beam_options and flags.runner == "local":
+        parser.error("--beam_options are for another --runner; the local one takes --num_workers")
+    return flags
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit code. Mistakes and damaged files give one message and exit code 2."""
+    flags = parse_arguments(sys.argv[1:] if arguments is None else arguments)
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    try:
+        _prepare(flags, console)
+    except (ValueError, OSError) as error:
+        # Every error written for the user is a ValueError: of settings, corpora, vocabulary, preparation.
+        if not _is_for_user(error):
+            raise
+        console.print(f"error: {error}", markup=False)
+        return 2
+    except KeyboardInterrupt:
+        console.print(f"interrupted; nothing is left of {flags.output}", markup=False)
+        return _INTERRUPTED
+    return 0
+
+
+def _is_for_user(error: Exception) -> bool:
+    """Whether an error was raised by this project's own code, with a message for the user."""
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    module = place.tb_frame.f_globals.get("__name__", "") if place else ""
+    return module == "__main__" or module.split(".")[0] in ("deltalm_jax", "tasks")
+
+
+def _prepare(flags: argparse.Namespace, console: Console) -> None:
+    with quiet_imports():
+        # Imported late: `--help` should not wait for TensorFlow.
+        import tasks
+        from deltalm_jax.data.preparation import prepare
+        from deltalm_jax.data.vocabulary import Vocabulary
+        from tasks.corpora import SAMPLE_DIR
+
+    model = SAMPLE_DIR / "vocabulary.model" if flags.vocabulary == SAMPLE else flags.vocabulary
+    vocabulary = Vocabulary.load(model, sentinel_start=flags.sentinel_start)
+    data_dir = None if flags.data_dir == SAMPLE else flags.data_dir
+    languages = [code.strip() for code in flags.languages.split(",")] if flags.languages else None
+    tasks.register(data_dir=data_dir, vocabulary=vocabulary, languages=languages, chunk_length=flags.chunk_length)
+    inputs = inputs_of(flags.mixture)
+    console.print(
+        f"{flags.mixture}: {len(inputs)} tasks, {_size(inputs) / 1e6:,.1f} MB of files in "
+        f"{flags.data_dir}, vocabulary of {vocabulary.size:,} ids",
+        markup=False,
+    )
+    begin = time.monotonic()
+    with _progress(console) as on_progress:
+        prepared = prepare(
+            inputs,
+            vocabulary,
+            flags.output,
+            mixture=flags.mixture,
+            chunk_length=flags.chunk_length,
+            validation_fraction=flags.validation_fraction,
+            runner=flags.runner,
+            num_workers=flags.num_workers,
+            beam_options=shlex.split(flags.beam_options),
+            overwrite=flags.overwrite,
+            on_progress=on_progress,
+        )
+    show(prepared, time.monotonic() - begin, Console(highlight=False, soft_wrap=True))
+
+
+def _size(inputs: Sequence[Input]) -> int:
+    return sum(path.stat().st_size for source in inputs for path in source.files.values() if path.is_file())
+
+
+def inputs_of(name: str) -> list[Input]:
+    """The inputs of a registered seqio Mixture (its sub-mixtures included) or Task, sorted by task name.
+
+    Raises:
+      MixtureError: nothing of that name is registered; or a Task that does not read a corpus of `tasks.corpora`.
+    """
+    import seqio
+
+    from deltalm_jax.data.blocks import Input
+    from tasks.pretraining import CorpusDataSource
+
+    known = [*seqio.MixtureRegistry.names(), *seqio.TaskRegistry.names()]
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3)
+        mixtures = sorted(seqio.MixtureRegistry.names())
+        raise MixtureError(
+            f"unknown mixture or task {name!r}. "
+            + (f"Did you mean {' or '.join(near)}? " if near else "")
+            + f"Mixtures of this data: {', '.join(mixtures)}; or one task, such as cc100_de."
+        )
+    found = seqio.get_mixture_or_task(name)
+    inputs = []
+    for task in sorted(found.tasks if isinstance(found, seqio.Mixture) else [found], key=lambda task: task.name):
+        source = task.source
+        if not isinstance(source, CorpusDataSource):
+            raise MixtureError(
+                f"task {task.name} reads from {type(source).__name__}. Only tasks over corpora (CorpusDataSource, see "
+                "tasks/pretraining.py) can be prepared; train others through seqio, or write a reader and a Corpus."
+            )
+        corpus, file = source.corpus, source.file
+        inputs.append(Input(task.name, corpus.objective, file.language, corpus.read, file.train, file.validation))
+    return inputs
+
+
+@contextlib.contextmanager
+def _progress(console: Console) -> Iterator[Callable[[Progress], None]]:
+    """A progress bar over input files on a terminal, a line every few seconds elsewhere."""
+
+    def details(progress: Progress) -> str:
+        return (
+            f"tokenised {progress.blocks_encoded:,} of {progress.blocks_read:,} blocks, "
+            f"{progress.shards_written:,} shards written"
+        )
+
+    if console.is_terminal:
+        columns = (TextColumn("reading"), BarColumn(), MofNCompleteColumn(), TextColumn("files; {task.description}"))
+        with ProgressBar(*columns, TimeElapsedColumn(), console=console, transient=True) as bar:
+            shown = bar.add_task("", total=None)
+            yield lambda p: bar.update(shown, total=p.files, completed=p.files_read, description=details(p))
+        return
+
+    last, said = time.monotonic(), ""
+
+    def say(progress: Progress) -> None:
+        nonlocal last, said
+        line = f"read {progress.files_read:,} of {progress.files:,} files; {details(progress)}"
+        if line != said and time.monotonic() - last >= _LINE_SECONDS:
+            last, said = time.monotonic(), line
+            console.print(line, markup=False)
+
+    yield say
+
+
+def show(prepared: Prepared, seconds: float, console: Console) -> None:
+    """Prints what was made: totals by objective, the largest and smallest languages, where it is, what is next."""
+    from deltalm_jax.data.blocks import UNITS
+
+    data = prepared.data
+    if not prepared.made:
+        console.print("prepared before, from the same files with the same settings: nothing to do")
+    objectives = list(dict.fromkeys(task.objective for task in data.tasks))
+    for objective in objectives:
+        tasks = [task for task in data.tasks if task.objective == objective]
+        table = Table(title=objective)
+        for column in ("", "tasks", UNITS[objective], "tokens", "chunks", "padding", "dropped"):
+            table.add_column(column, justify="right" if column else "left", no_wrap=True)
+        for split in ("train", "validation"):
+            parts = [task.splits[split] for task in tasks if split in task.splits]
+            tokens, padding = sum(p.tokens for p in parts), sum(p.padding for p in parts)
+            sums = len(parts), sum(p.units for p in parts), tokens, sum(p.chunks for p in parts)
+            dropped = sum(sum(p.dropped.values()) for p in parts)
+            share = f"{100 * padding / max(tokens + padding, 1):.1f} %"
+            table.add_row(split, *(f"{n:,}" for n in sums), share, f"{dropped:,}")
+        console.print(table)
+    for objective in objectives:
+        console.print(_extremes([t for t in data.tasks if t.objective == objective]), markup=False)
+    if without := data.manifest["without_validation"]:
+        more = f" and {len(without) - 8} more" if len(without) > 8 else ""
+        console.print(f"without validation text: {', '.join(without[:8])}{more}", markup=False)
+    size = sum(shard.bytes for task in data.tasks for split in task.splits.values() for shard in split.shards)
+    took = f" in {seconds:,.0f} s" if prepared.made else ""
+    console.print(f"{size / 1e6:,.1f} MB in {data.folder}{took}\nnext: {_next_command(data)}", markup=False)
+
+
+def _extremes(tasks: Sequence[PreparedTask], count: int = 3) -> str:
+    """The largest and the smallest tasks of one objective, by training tokens."""
+    ranked = sorted(tasks, key=lambda task: -task.tokens("train"))
+    name = ranked[0].objective
+
+    def listed(part: Sequence[PreparedTask]) -> str:
+        return ", ".join(f"{task.language} {task.tokens('train'):,}" for task in part)
+
+    if len(ranked) <= 2 * count:
+        return f"{name}: {listed(ranked)} tokens"
+    return f"{name}: largest {listed(ranked[:count])}; smallest {listed(ranked[-count:])} tokens"
+
+
+def _next_command(data: PreparedData) -> str:
+    """The training command for these data, on one line so that it can be copied."""
+    sample = data.manifest["vocabulary"]["num_pieces"] == _SAMPLE_PIECES
+    gin_file, length, size = ("pretrain_tiny.gin", 128, 8_104) if sample else ("pretrain_base.gin", 512, 250_104)
+    flags = [f"--gin_file={gin_file}", f"--gin.DataConfig.prepared_dir={data.folder}"]
+    if (mixture := data.manifest["mixture"]) != "deltalm_pretrain":
+        flags.append(f"--gin.DataConfig.mixture={mixture!r}")
+    if data.chunk_length != length:
+        flags.append(f"--gin.DataConfig.chunk_length={data.chunk_length}")
+    if data.chunk_length > length:
+        flags.append(f"--gin.ModelConfig.max_length={data.chunk_length}")
+    if data.vocabulary_size != size:
+        flags.append(f"--gin.ModelConfig.vocab_size={data.vocabulary_size}")
+    return shlex.join(["python", "-m", "deltalm_jax.train", *flags])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,84 @@
+"""The loop over layers computes the same whichever way it is compiled, and bfloat16 stays near float32."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from deltalm_jax.model.attention import padding_mask
+from deltalm_jax.model.deltalm import hidden_states, layer_states, logits
+from deltalm_jax.model.encoder import EncoderLayer
+
+SOURCE = np.array([[2, 11, 12, 13, 3, 0, 0], [2, 14, 15, 16, 17, 18, 3]])
+DECODER_INPUT = np.array([[3, 21, 22, 23, 24, 0], [3, 25, 26, 27, 28, 29]])
+
+
+def loss_and_gradients(config, params, dtype="float32", key=None):
+    @jax.jit
+    @jax.value_and_grad
+    def loss(params):
+        hidden = hidden_states(config, params, SOURCE, DECODER_INPUT, dropout_key=key, compute_dtype=dtype)
+        return -jnp.mean(jax.nn.log_softmax(logits(params, hidden))[..., 7])
+
+    return loss(params)
+
+
+@pytest.fixture(scope="module")
+def plain(small_config, small_params):
+    """The loss and gradients of the plain loop, with dropout."""
+    return loss_and_gradients(small_config, small_params, key=jax.random.key(4))
+
+
+@pytest.mark.parametrize(
+    "options", [{"scan_unroll": 4}, {"scan_unroll": 3}, {"remat": True}, {"remat": True, "scan_unroll": 4}], ids=str
+)
+def test_unrolled_and_recomputed_loops_are_equal(small_config, small_params, plain, options):
+    """With dropout, whose masks must depend on a layer's number and not on the shape of the loop."""
+    loss, gradients = plain
+    other_loss, others = loss_and_gradients(
+        dataclasses.replace(small_config, **options), small_params, key=jax.random.key(4)
+    )
+    np.testing.assert_allclose(other_loss, loss, rtol=1e-6)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), others, gradients)
+
+
+def test_the_loop_is_the_layers_one_after_the_other(small_config, small_params):
+    """Layer by layer in Python, each taken out of the stack by hand."""
+    states = layer_states(small_config, small_params, SOURCE, DECODER_INPUT).encoder_states_NBSD
+    graph = nnx.graphdef(EncoderLayer(small_config, rngs=nnx.Rngs(params=0)))
+    hidden = states[0]
+    for index in range(small_config.num_encoder_layers):
+        layer = nnx.merge(graph, jax.tree.map(lambda leaf, n=index: leaf[n], small_params["encoder"]["layers"]))
+        hidden = layer(hidden, padding_mask(jnp.asarray(SOURCE)))
+        np.testing.assert_allclose(hidden, states[index + 1], atol=1e-5)
+
+
+def test_compiled_size_does_not_grow_with_depth(small_config, small_params):
+    def operations(num_layers: int) -> int:
+        config = dataclasses.replace(small_config, num_encoder_layers=num_layers)
+        layers = small_params["encoder"]["layers"]
+        layers = jax.tree.map(lambda leaf: jnp.concatenate([leaf] * 2)[:num_layers], layers)
+        params = small_params | {"encoder": small_params["encoder"] | {"layers": layers}}
+        text = jax.jit(partial(hidden_states, config)).lower(params, SOURCE, DECODER_INPUT).as_text()
+        return text.count("dot_general")
+
+    assert operations(2) == operations(8) > 0
+
+
+def test_bfloat16_stays_near_float32(small_config, small_params):
+    """Within a few of its steps of 2⁻⁸; gradients arrive as float32, for the float32 parameters."""
+    loss, gradients = loss_and_gradients(small_config, small_params)
+    low_loss, low_gradients = loss_and_gradients(small_config, small_params, "bfloat16")
+    hidden = hidden_states(small_config, small_params, SOURCE, DECODER_INPUT, compute_dtype="bfloat16")
+    assert hidden.dtype == jnp.bfloat16
+    np.testing.assert_allclose(low_loss, loss, rtol=0.01)
+    assert low_loss != loss
+    assert {leaf.dtype for leaf in jax.tree.leaves(low_gradients)} == {jnp.dtype("float32")}
+    vector, low_vector = (np.concatenate([np.ravel(g) for g in jax.tree.leaves(t)]) for t in (gradients, low_gradients))
+    assert np.linalg.norm(low_vector - vector) < 0.05 * np.linalg.norm(vector)

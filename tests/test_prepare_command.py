@@ -1,0 +1,186 @@
+"""`python -m deltalm_jax.prepare`: from a folder of corpora, or the shipped sample, to a summary or one clear error."""
+
+from __future__ import annotations
+
+import lzma
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import seqio
+import tensorflow as tf
+
+import tasks
+from deltalm_jax import prepare
+from deltalm_jax.data.chunks import PreparedData
+from deltalm_jax.data.preparation import Prepared
+from tasks import corpora
+
+ROOT = Path(prepare.__file__).parents[1]
+VOCABULARY = corpora.SAMPLE_DIR / "vocabulary.model"
+
+
+@pytest.fixture(autouse=True)
+def sample_registered_again() -> Iterator[None]:
+    """The command registers the tasks of its own folder; other tests expect the sample's."""
+    yield
+    tasks.register()
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path) -> Path:
+    """Two languages of both corpora, as published: compressed, English on either side, a broken row."""
+    folder = tmp_path / "corpora"
+    (folder / "cc100").mkdir(parents=True)
+    (folder / "ccaligned").mkdir()
+    for code in ("de", "fr"):
+        documents = "\n\n".join(f"Absatz {i} in {code}.\nUnd noch einer." for i in range(40))
+        (folder / "cc100" / f"{code}.txt.xz").write_bytes(lzma.compress(documents.encode()))
+    rows = "".join(f"Satz {i}\tsentence {i}\t1.1\n" for i in range(60)) + "no columns here\n"
+    (folder / "ccaligned" / "de_DE-en_XX.tsv.xz").write_bytes(lzma.compress(rows.encode()))
+    rows = "".join(f"sentence {i}\tphrase {i}\n" for i in range(60))
+    (folder / "ccaligned" / "en_XX-fr_XX.tsv").write_text(rows)
+    return folder
+
+
+def arguments(data_dir: Path, *more: str) -> list[str]:
+    output = f"--output={data_dir.parent / 'out'}"
+    return [f"--data_dir={data_dir}", f"--vocabulary={VOCABULARY}", "--validation_fraction=0.2", output, *more]
+
+
+def error_of(capfd: pytest.CaptureFixture[str]) -> str:
+    """The error line; there is nothing after it, and no trace."""
+    printed = capfd.readouterr().err.strip().splitlines()
+    assert printed[-1].startswith("error: ")
+    assert not any("Traceback" in line for line in printed)
+    return printed[-1]
+
+
+def test_a_folder_of_corpora(data_dir: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert prepare.main(arguments(data_dir)) == 0
+    data = PreparedData.open(data_dir.parent / "out")
+    assert [task.name for task in data.tasks] == ["cc100_de", "cc100_fr", "ccaligned_de", "ccaligned_fr"]
+    assert [task.language for task in data.tasks] == ["de", "fr", "de", "fr"]
+    units = [sum(split.units for split in task.splits.values()) for task in data.tasks]
+    assert units == [40, 40, 60, 60]
+    assert data.tasks[2].splits["train"].dropped == {"columns": 1}
+    # The same English sentences are held out in both languages.
+    assert data.tasks[2].splits["validation"].units == data.tasks[3].splits["validation"].units > 0
+
+    printed = capfd.readouterr().out
+    tokens = sum(task.tokens("train") for task in data.tasks[2:])
+    assert "translation_span_corruption" in printed
+    assert f"{tokens:,}" in printed
+    assert f"--gin.DataConfig.prepared_dir={data.folder}" in printed
+    assert "nothing to do" not in printed
+
+    assert prepare.main(arguments(data_dir)) == 0
+    assert "nothing to do" in capfd.readouterr().out
+    assert prepare.main(arguments(data_dir, "--chunk_length=128")) == 2
+    assert "chunk_length: 512 there, 128 asked for" in error_of(capfd)
+
+
+def test_languages_and_one_task(data_dir: Path) -> None:
+    assert prepare.main(arguments(data_dir, "--languages=fr", "--mixture=deltalm_span_corruption")) == 0
+    assert [task.name for task in PreparedData.open(data_dir.parent / "out").tasks] == ["cc100_fr"]
+    again = arguments(data_dir, "--mixture=ccaligned_de", "--overwrite")
+    assert prepare.main(again) == 0
+    assert [task.name for task in PreparedData.open(data_dir.parent / "out").tasks] == ["ccaligned_de"]
+
+
+def test_a_cut_file_ends_the_command_with_one_line(data_dir: Path) -> None:
+    """In a process of its own: exit code, and nothing but the message on the terminal."""
+    path = data_dir / "cc100" / "fr.txt.xz"
+    path.write_bytes(path.read_bytes()[:-20])
+    command = [sys.executable, "-m", "deltalm_jax.prepare", *arguments(data_dir)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    head, error = done.stderr.strip().splitlines()
+    assert head.startswith("deltalm_pretrain: 4 tasks")
+    assert error.startswith(f"error: task cc100_fr: {path}: the .xz data ends too early")
+    assert sorted(p.name for p in data_dir.parent.iterdir()) == ["corpora"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("--mixture=deltalm_pretran", "unknown mixture or task 'deltalm_pretran'. Did you mean deltalm_pretrain"),
+        ("--mixture=cc100_da", "Did you mean cc100_de"),
+        ("--languages=de,xx", "no file for 'xx'"),
+        ("--vocabulary=/nowhere/spm.model", "/nowhere/spm.model"),
+        ("--data_dir=/nowhere", "/nowhere"),
+        ("--chunk_length=3", "chunk_length must be at least 5, found 3"),
+        ("--runner=NoSuchRunner", "the Beam runner NoSuchRunner failed"),
+    ],
+)
+def test_mistakes_give_one_line(data_dir: Path, capfd: pytest.CaptureFixture[str], change: str, message: str) -> None:
+    assert prepare.main(arguments(data_dir, change)) == 2
+    assert message in error_of(capfd)
+    assert not (data_dir.parent / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--output=x", "--data_dir=y"], "--vocabulary is needed"),
+        ([], "--output"),
+        (["--output=x", "--num_workers=0"], "at least 1, found 0"),
+        (["--output=x", "--beam_options=--region=r"], "for another --runner"),
+    ],
+)
+def test_flags_that_cannot_be(capsys: pytest.CaptureFixture[str], flags: list[str], message: str) -> None:
+    with pytest.raises(SystemExit) as caught:
+        prepare.parse_arguments(flags)
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_task_of_another_source_is_refused() -> None:
+    def numbers(split: str, shuffle_files: bool = False) -> tf.data.Dataset:
+        return tf.data.Dataset.range(3)
+
+    source = seqio.FunctionDataSource(numbers, splits=["train"])
+    feature = {"inputs": seqio.Feature(seqio.PassThroughVocabulary(8))}
+    seqio.TaskRegistry.add("foreign_task", source=source, output_features=feature)
+    try:
+        with pytest.raises(prepare.MixtureError, match="task foreign_task reads from FunctionDataSource"):
+            prepare.inputs_of("foreign_task")
+    finally:
+        seqio.TaskRegistry.remove("foreign_task")
+
+
+def test_the_sample_is_complete() -> None:
+    """Every shipped file becomes an input, with its validation file."""
+    inputs = prepare.inputs_of("deltalm_pretrain")
+    shipped = {path for path in corpora.SAMPLE_DIR.rglob("*") if path.name.endswith((".txt.xz", ".tsv.xz"))}
+    assert {path for source in inputs for path in source.files.values()} == shipped
+    assert len(shipped) > 300
+
+
+def test_progress_off_a_terminal(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from rich.console import Console
+
+    from deltalm_jax.data.preparation import Progress
+
+    monkeypatch.setattr(prepare, "_LINE_SECONDS", 0.0)
+    with prepare._progress(Console(stderr=True)) as say:
+        say(Progress(10, 1, 5, 2, 0))
+        say(Progress(10, 1, 5, 2, 0))
+        say(Progress(10, 10, 9, 9, 4))
+    lines = capfd.readouterr().err.splitlines()
+    assert lines == [
+        "read 1 of 10 files; tokenised 2 of 5 blocks, 0 shards written",
+        "read 10 of 10 files; tokenised 9 of 9 blocks, 4 shards written",
+    ]
+
+
+def test_summary_names_languages_without_validation(data_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from rich.console import Console
+
+    assert prepare.main([*arguments(data_dir), "--validation_fraction=0", "--mixture=cc100_de"]) == 0
+    capsys.readouterr()
+    prepare.show(Prepared(PreparedData.open(data_dir.parent / "out"), made=True), 1.0, Console())
+    assert "without validation text: cc100_de" in capsys.readouterr().out
