@@ -40,7 +40,7 @@ lint: $(VENV)/.development
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-verify: $(VENV)/.base
+verify: $(VENV)/.development
 	@$(BIN)/python benchmarks/verify.py
 
 clean:

@@ -38,8 +38,7 @@ def check_types(config: Any) -> None:
         value = getattr(config, field.name)
         if not matches(value, hints[field.name]):
             raise TypeError(
-                f"{type(config).__name__}.{field.name} must be {field.type}, "
-                f"found {value!r} ({type(value).__name__})"
+                f"{type(config).__name__}.{field.name} must be {field.type}, found {value!r} ({type(value).__name__})"
             )
 
 

@@ -32,12 +32,20 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[
         "--gin_file", action="append", default=[], metavar="FILE",
         help="configuration: the name of a shipped file or a path; repeat to add files, later ones win",
     )  # fmt: skip
-    parser.add_argument("--gin.Class.field", metavar="VALUE", help="one value, e.g. --gin.TrainConfig.steps=40; wins over files")
-    parser.add_argument("--run_dir", type=pathlib.Path, help="checkpoints and metrics go here (default: runs/<gin name>)")
+    parser.add_argument(
+        "--gin.Class.field", metavar="VALUE", help="one value, e.g. --gin.TrainConfig.steps=40; wins over files"
+    )
+    parser.add_argument(
+        "--run_dir", type=pathlib.Path, help="checkpoints and metrics go here (default: runs/<gin name>)"
+    )
     parser.add_argument("--dry_run", action="store_true", help="print what the run would be, with an example, and stop")
-    parser.add_argument("--allow_import", action="append", default=[], metavar="MODULE", help="a module gin files may import")
+    parser.add_argument(
+        "--allow_import", action="append", default=[], metavar="MODULE", help="a module gin files may import"
+    )
     group = parser.add_argument_group("several processes")
-    group.add_argument("--coordinator", metavar="HOST:PORT", help='process 0\'s address, or "auto" on TPU, SLURM and MPI')
+    group.add_argument(
+        "--coordinator", metavar="HOST:PORT", help='process 0\'s address, or "auto" on TPU, SLURM and MPI'
+    )
     group.add_argument("--num_processes", type=int, help="processes in all")
     group.add_argument("--process_id", type=int, help="this process's number, from 0")
     bindings = [a.removeprefix("--gin.") for a in arguments if a.startswith("--gin.")]
@@ -49,12 +57,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags, bindings = parse_arguments(sys.argv[1:] if arguments is None else arguments)
 
     # Imported late: `--help` should not wait for jax.
-    from deltalm_jax.training.prepared import open_or_prepare
     from deltalm_jax.data.chunks import PreparedDataError
     from deltalm_jax.parallel.mesh import MeshError, initialize_processes
     from deltalm_jax.training.checkpoint import CheckpointError
     from deltalm_jax.training.gin_files import ConfigError, load
     from deltalm_jax.training.loop import NonFiniteError, train
+    from deltalm_jax.training.prepared import open_or_prepare
 
     try:
         config = load(flags.gin_file, bindings, flags.allow_import)

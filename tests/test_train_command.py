@@ -139,11 +139,16 @@ def write_corpus(folder, text: bytes = b"Hallo Welt.\n\nNoch ein Dokument.\n", p
 
 @pytest.mark.parametrize(
     ("damage", "words"),
-    [("empty language", ("de.txt.xz", "no training text for cc100_de")), ("truncated xz", ("de.txt.xz", "ends too early"))],
+    [
+        ("empty language", ("de.txt.xz", "no training text for cc100_de")),
+        ("truncated xz", ("de.txt.xz", "ends too early")),
+    ],
 )
 def test_mistakes_found_while_preparing_reach_the_user(tmp_path, damage, words):
     """Preparation runs in a process of its own: its one message must be seen, and the exit code must not be 0."""
-    corpus = write_corpus(tmp_path / "corpus", b"\n\n" if damage == "empty language" else b"Ein Satz mit Worten.\n" * 5000)
+    corpus = write_corpus(
+        tmp_path / "corpus", b"\n\n" if damage == "empty language" else b"Ein Satz mit Worten.\n" * 5000
+    )
     if damage == "truncated xz":
         path = corpus / "cc100" / "de.txt.xz"
         path.write_bytes(path.read_bytes()[:-40])
@@ -178,7 +183,10 @@ def test_a_batch_that_does_not_divide_over_the_devices(tmp_path, toy, capsys):
     """Eight simulated devices here, and twelve examples of the second objective."""
     sizes = "DataConfig.objective_batch_sizes={'span_corruption': 8, 'translation_span_corruption': 12}"
     message = fails(capsys, *toy_arguments(tmp_path, toy, sizes))
-    assert "objective_batch_sizes['translation_span_corruption'] is 12, which does not divide over data × fsdp = 8" in message
+    assert (
+        "objective_batch_sizes['translation_span_corruption'] is 12, which does not divide over data × fsdp = 8"
+        in message
+    )
 
 
 def test_dry_run_of_the_base_config(tmp_path):
@@ -223,6 +231,8 @@ def test_help_needs_no_jax_and_shows_examples():
         "import sys\nfrom deltalm_jax.train import main\n"
         "try: main(['--help'])\nexcept SystemExit as e: print('jax' in sys.modules, e.code)"
     )
-    done = subprocess.run([sys.executable, "-c", script], env=runs.environment(), capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=runs.environment(), capture_output=True, text=True, check=True
+    )
     assert done.stdout.endswith("False 0\n")
     assert "--gin_file=pretrain_base.gin --dry_run" in done.stdout

@@ -33,7 +33,9 @@ class MeshConfig:
         for name in AXES:
             value = getattr(self, name)
             if type(value) is not int or (value < 1 and not (name == "data" and value == -1)):
-                raise ValueError(f"MeshConfig.{name} must be a positive integer{' or -1' * (name == 'data')}, found {value!r}")
+                raise ValueError(
+                    f"MeshConfig.{name} must be a positive integer{' or -1' * (name == 'data')}, found {value!r}"
+                )
 
 
 def initialize_processes(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:

@@ -7,6 +7,7 @@ over `data` and `fsdp`.
 
 from __future__ import annotations
 
+import itertools
 import re
 from typing import Any
 
@@ -105,7 +106,7 @@ def process_rows(batch_size: int, mesh: Mesh) -> slice:
     """
     indices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
     spans = sorted({s[0].indices(batch_size)[:2] for s in indices if s is not None})
-    if any(a[1] != b[0] for a, b in zip(spans, spans[1:], strict=False)):
+    if any(a[1] != b[0] for a, b in itertools.pairwise(spans)):
         raise ValueError(f"this process's rows are not contiguous: {spans}")
     return slice(spans[0][0], spans[-1][1])
 

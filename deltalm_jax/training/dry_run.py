@@ -70,7 +70,9 @@ def _print_parameters(console: Console, config: Config, mesh: jax.sharding.Mesh)
         table.add_row(path_name(path), " × ".join(f"{n:,}" for n in leaf.shape), axes or "whole")
     console.print(table)
     assert counted == parameter_count(config.model)
-    console.print(f"{counted:,} parameters on {mesh.size} {jax.devices()[0].platform} device(s), mesh {dict(mesh.shape)}")
+    console.print(
+        f"{counted:,} parameters on {mesh.size} {jax.devices()[0].platform} device(s), mesh {dict(mesh.shape)}"
+    )
 
     def gigabytes(tree: object) -> float:
         leaves = jax.tree.leaves(tree)
@@ -84,7 +86,16 @@ def _print_parameters(console: Console, config: Config, mesh: jax.sharding.Mesh)
 
 
 def _print_step(console: Console, config: Config) -> None:
-    table = Table("objective", "batch", "inputs", "targets", "share of targets", title="groups of a step", title_justify="left", box=None)
+    table = Table(
+        "objective",
+        "batch",
+        "inputs",
+        "targets",
+        "share of targets",
+        title="groups of a step",
+        title_justify="left",
+        box=None,
+    )
     shapes = {n: o.corruption.lengths(config.data.chunk_length) for n, o in config.data.objectives().items()}
     batch_sizes = config.data.objective_batch_sizes
     total = sum(batch_sizes[n] * t for n, (_, t) in shapes.items())

@@ -22,8 +22,13 @@ from deltalm_jax.model.config import ModelConfig
 from deltalm_jax.parallel.mesh import MeshConfig
 from deltalm_jax.training.config import Config, DataConfig, OptimizerConfig, TrainConfig
 
-CLASSES: dict[str, type] = {
-    c.__name__: c for c in (ModelConfig, DataConfig, OptimizerConfig, MeshConfig, TrainConfig)
+CLASSES: dict[str, type] = {c.__name__: c for c in (ModelConfig, DataConfig, OptimizerConfig, MeshConfig, TrainConfig)}
+SECTIONS = {
+    "model": "ModelConfig",
+    "data": "DataConfig",
+    "optimizer": "OptimizerConfig",
+    "mesh": "MeshConfig",
+    "train": "TrainConfig",
 }
 ALLOWED_IMPORTS = ("deltalm_jax", "tasks")
 _COMMAND_LINE = "command line"
@@ -82,7 +87,9 @@ def load(gin_files: Sequence[str], overrides: Iterable[str] = (), allow_imports:
         for field in dataclasses.fields(cls)
     }
     try:
-        return Config(pathlib.Path(gin_files[-1]).stem, *sections.values(), origins=origins)
+        return Config(
+            pathlib.Path(gin_files[-1]).stem, **{f: sections[c] for f, c in SECTIONS.items()}, origins=origins
+        )
     except ValueError as error:
         raise ConfigError(str(error)) from None
 

@@ -61,22 +61,32 @@ def train(config: Config, prepared: PreparedData, run_dir: pathlib.Path) -> int:
     mesh = make_mesh(config.mesh)
     check_batch(batch_sizes, mesh)
     run_dir.mkdir(parents=True, exist_ok=True)
-    if config.train.compilation_cache and not jax.config.jax_compilation_cache_dir:  # a cache of the user's own wins
+    if config.train.compilation_cache and not jax.config.values["jax_compilation_cache_dir"]:  # the user's own wins
         jax.config.update("jax_compilation_cache_dir", str(run_dir.absolute() / "compilation_cache"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    options = {
-        "compute_dtype": resolve_compute_dtype(config.model, jax.default_backend()),
-        "loss_block_tokens": config.train.loss_block_tokens,
-    }
+    compute_dtype = resolve_compute_dtype(config.model, jax.default_backend())
     about = {
-        "identity": config.identity() | {"data": prepared.manifest["digest"], **options},
+        "identity": config.identity() | {"data": prepared.manifest["digest"], "compute_dtype": compute_dtype},
         "vocabulary": vocabulary["fingerprint"],
         "versions": {name: version(name) for name in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")}
         | {"python": platform.python_version()},
     }
 
-    train_step = make_train_step(config.model, config.optimizer, mesh, seed=config.train.seed, **options)
-    eval_step = make_eval_step(config.model, mesh, sentinels=sentinels, **options)
+    train_step = make_train_step(
+        config.model,
+        config.optimizer,
+        mesh,
+        seed=config.train.seed,
+        compute_dtype=compute_dtype,
+        loss_block_tokens=config.train.loss_block_tokens,
+    )
+    eval_step = make_eval_step(
+        config.model,
+        mesh,
+        sentinels=sentinels,
+        compute_dtype=compute_dtype,
+        loss_block_tokens=config.train.loss_block_tokens,
+    )
     evaluator = Evaluator(stream, eval_step, mesh, config.model.vocab_size, sentinels, config.train.eval_batches)
     checkpoints = Checkpoints(
         run_dir / "checkpoints", config.train.keep_checkpoints, config.train.keep_checkpoint_every, print
@@ -90,20 +100,22 @@ def train(config: Config, prepared: PreparedData, run_dir: pathlib.Path) -> int:
         state, start = initial_state(config.model, config.optimizer, config.train.seed, mesh), 0
 
     if main:
-        write_atomically(run_dir / "config.json", json.dumps({"values": config.values(), "origins": config.origins}, indent=1))
+        write_atomically(
+            run_dir / "config.json", json.dumps({"values": config.values(), "origins": config.origins}, indent=1)
+        )
     metrics_file = MetricsFile(run_dir / "metrics.jsonl", start) if main else None
     display = Display(stop, start, config.train.log_every, quiet=not main)
     display.say(
         f"{'resuming at' if start else 'starting from'} step {start:,} of {stop:,} on {jax.device_count()} "
-        f"{jax.devices()[0].platform} device(s), {jax.process_count()} process(es), {options['compute_dtype']}; {run_dir}"
+        f"{jax.devices()[0].platform} device(s), {jax.process_count()} process(es), {compute_dtype}; {run_dir}"
     )
     rows = {name: process_rows(size, mesh) for name, size in batch_sizes.items()}
 
     def make_batch(index: int) -> Any:
         return put_batch(stream.batch(index, rows), batch_sizes, mesh)
 
-    def report(step: int, metrics: Any, seconds: float, waited: float, extra: dict[str, float]) -> None:
-        line = metrics_line(step, jax.device_get(metrics), seconds, waited) | extra
+    def report(step: int, metrics: Any, seconds: float, waited: float, evaluation: dict[str, float]) -> None:
+        line = metrics_line(step, jax.device_get(metrics), seconds, waited) | evaluation
         if metrics_file:
             metrics_file.write(line)
         display.step(line)
@@ -113,9 +125,15 @@ def train(config: Config, prepared: PreparedData, run_dir: pathlib.Path) -> int:
                 f"OptimizerConfig.learning_rate or lengthen warmup_steps, and go on from the last checkpoint in {run_dir}"
             )
 
-    pending: tuple | None = None  # metrics are fetched one step late: the host never waits for the step it just began
+    pending: tuple[int, Any, float, float] | None = (
+        None  # metrics are fetched one step late: the host never waits for the step it just began
+    )
     tick, saved = time.perf_counter(), start
-    with StopRequest() as stop_request, Prefetcher(make_batch, start, stop, config.data.prefetch) as batches, jax.set_mesh(mesh):
+    with (
+        StopRequest() as stop_request,
+        Prefetcher(make_batch, start, stop, config.data.prefetch) as batches,
+        jax.set_mesh(mesh),
+    ):
         for step, batch in enumerate(batches, start + 1):
             state, metrics = train_step(state, batch)
             if pending:
@@ -147,7 +165,9 @@ def train(config: Config, prepared: PreparedData, run_dir: pathlib.Path) -> int:
     if metrics_file:
         metrics_file.close()
     if stop_request.signal:
-        display.say(f"{stop_request.signal.name}: stopped after step {saved:,}, checkpoint saved. Run the same command to go on.")
+        display.say(
+            f"{stop_request.signal.name}: stopped after step {saved:,}, checkpoint saved. Run the same command to go on."
+        )
     elif saved == start:
         display.say(f"nothing to do: step {start:,} of {stop:,} is reached already. More: --gin.TrainConfig.steps=…")
     else:

@@ -98,7 +98,12 @@ def _weighted_nll_forward(hidden_BTD, table_VD, targets_BT, weights_BT, vocab_si
 
 def _weighted_nll_backward(vocab_size, block_tokens, gradients, cotangent):
     d_hidden_BTD, d_table_VD = gradients
-    return d_hidden_BTD * cotangent.astype(d_hidden_BTD.dtype), d_table_VD * cotangent.astype(d_table_VD.dtype), None, None
+    return (
+        d_hidden_BTD * cotangent.astype(d_hidden_BTD.dtype),
+        d_table_VD * cotangent.astype(d_table_VD.dtype),
+        None,
+        None,
+    )
 
 
 weighted_nll.defvjp(_weighted_nll_forward, _weighted_nll_backward)

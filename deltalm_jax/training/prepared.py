@@ -75,7 +75,9 @@ def _prepare(config: Config, folder: pathlib.Path, processes: int) -> None:
                 f"(DataConfig.prepare_limit_mb = {data.prepare_limit_mb:g}). Prepare it first:\n  {shown}"
             )
     if processes > 1:
-        raise PreparedDataError(f"no prepared data in {folder}: prepare it before starting several processes:\n  {shown}")
+        raise PreparedDataError(
+            f"no prepared data in {folder}: prepare it before starting several processes:\n  {shown}"
+        )
     print(f"preparing {data.mixture} into {folder}:\n  {shown}", flush=True)
     if (code := subprocess.run(command, check=False).returncode) != 0:
         raise SystemExit(code)  # it has said why

@@ -78,7 +78,8 @@ def make_train_step(
 
     def loss_fn(params: Any, batch: Any, step: jax.Array) -> tuple[jax.Array, Metrics]:
         table_VD = params["token_embedding"].astype(compute_dtype)
-        sums, counts = {}, {}
+        sums: Metrics = {}
+        counts: Metrics = {}
         for index, (group, arrays) in enumerate(batch.items()):
             hidden_BTD = hidden_states(
                 model,
@@ -93,10 +94,11 @@ def make_train_step(
             sums[group] = weighted_nll(
                 hidden_BTD, table_VD, arrays["targets"], weights_BT, model.vocab_size, loss_block_tokens
             )
-        loss = sum(sums.values()) / jnp.maximum(sum(counts.values()), 1.0)
+        total = jnp.sum(jnp.stack([*counts.values()]))
+        loss = jnp.sum(jnp.stack([*sums.values()])) / jnp.maximum(total, 1.0)
         metrics = {f"loss/{g}": sums[g] / jnp.maximum(counts[g], 1.0) for g in sums}
         metrics |= {f"target_tokens/{g}": counts[g] for g in counts}
-        return loss, metrics | {"target_tokens": sum(counts.values())}
+        return loss, metrics | {"target_tokens": total}
 
     def train_step(state: State, batch: Any) -> tuple[State, Metrics]:
         (loss, metrics), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state["params"], batch, state["step"])

@@ -115,7 +115,9 @@ def test_any_batch_split_gives_equal_bytes(stream):
     for parts in (2, 4, 8):
         for group, arrays in whole.items():
             size = len(arrays["inputs"]) // parts
-            pieces = [stream.batch(7, {group: slice(i * size, (i + 1) * size)}, only=group)[group] for i in range(parts)]
+            pieces = [
+                stream.batch(7, {group: slice(i * size, (i + 1) * size)}, only=group)[group] for i in range(parts)
+            ]
             for key in arrays:
                 assert np.concatenate([p[key] for p in pieces]).tobytes() == arrays[key].tobytes()
 

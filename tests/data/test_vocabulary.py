@@ -30,7 +30,20 @@ def sample() -> Vocabulary:
 def texts() -> list[str]:
     """The beginning of the declaration in 105 languages, and what no corpus should be trusted to lack."""
     paragraphs = [text for file in find_files(None, "cc100").values() for text in next(read_cc100(file.train))[:3]]
-    odd = ["", " ", "😀👩‍👩‍👧", "\u2028", "a\tb\nc", "</s><mask_0><s>", "ñññ aaaa", "\ufeffx", "ﬁ ½ Ⅷ", "𐍈𓀀", "e\u0301", "▁▁a"]
+    odd = [
+        "",
+        " ",
+        "😀👩‍👩‍👧",
+        "\u2028",
+        "a\tb\nc",
+        "</s><mask_0><s>",
+        "ñññ aaaa",
+        "\ufeffx",
+        "ﬁ ½ Ⅷ",
+        "𐍈𓀀",
+        "e\u0301",
+        "▁▁a",
+    ]
     return paragraphs + odd
 
 
@@ -38,7 +51,7 @@ def train_model(**options: object) -> bytes:
     model = io.BytesIO()
     sentences = ["the cat sat on the mat", "a dog ran to the cat", "one two three"] * 5
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(sentences), model_writer=model, vocab_size=40, minloglevel=2, **options
+        sentence_iterator=iter(sentences), model_writer=model, vocab_size=20, minloglevel=2, **options
     )
     return model.getvalue()
 
@@ -73,7 +86,18 @@ def test_layout_with_given_sentinels() -> None:
 
 
 def test_decode(sample: Vocabulary) -> None:
-    ids = [BOS_ID, *sample.encode("Hello world"), 8001, *sample.encode("again"), 8002, 8101, EOS_ID, UNK_ID, PAD_ID, PAD_ID]
+    ids = [
+        BOS_ID,
+        *sample.encode("Hello world"),
+        8001,
+        *sample.encode("again"),
+        8002,
+        8101,
+        EOS_ID,
+        UNK_ID,
+        PAD_ID,
+        PAD_ID,
+    ]
     assert sample.decode(ids) == "<s> Hello world<mask> again<mask_0><mask_99></s><unk>"
     assert sample.decode([]) == ""
     for text in ("Tschüß, 你好 🙂", "Все люди рождаются свободными"):

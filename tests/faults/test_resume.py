@@ -13,7 +13,14 @@ import pytest
 from tests.support import runs
 from tests.support.toy_data import write_toy_data
 
-SAME = ("loss", "loss/span_corruption", "loss/translation_span_corruption", "grad_norm", "learning_rate", "batch_digest")
+SAME = (
+    "loss",
+    "loss/span_corruption",
+    "loss/translation_span_corruption",
+    "grad_norm",
+    "learning_rate",
+    "batch_digest",
+)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +43,9 @@ def assert_same_run(ours, theirs, step=40):
     assert [line["step"] for line in ours_lines] == list(range(1, step + 1))
     for a, b in zip(ours_lines, theirs_lines, strict=False):
         assert {k: a[k] for k in SAME} == {k: b[k] for k in SAME}
-        assert {k: v for k, v in a.items() if k.startswith("eval/")} == {k: v for k, v in b.items() if k.startswith("eval/")}
+        assert {k: v for k, v in a.items() if k.startswith("eval/")} == {
+            k: v for k, v in b.items() if k.startswith("eval/")
+        }
     ours_state, theirs_state = runs.state(ours, step), runs.state(theirs, step)
     assert ours_state.keys() == theirs_state.keys()
     assert len(ours_state) > 100
@@ -76,7 +85,9 @@ def test_what_the_undisturbed_run_left(undisturbed):
         for o in ("span_corruption", "translation_span_corruption")
         for m in ("loss", "text_loss", "unigram_loss")
     }
-    assert sorted(p.name for p in (undisturbed / "checkpoints").iterdir()) == ["30", "35", "40"], "the newest three are kept"
+    assert sorted(p.name for p in (undisturbed / "checkpoints").iterdir()) == ["30", "35", "40"], (
+        "the newest three are kept"
+    )
 
 
 def test_killed_and_started_again_is_bit_equal(place, undisturbed):

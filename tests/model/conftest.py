@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 
 from deltalm_jax.model.config import ModelConfig
-from deltalm_jax.model.deltalm import init_params
+from deltalm_jax.model.deltalm import hidden_states, init_params
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
 GOLDEN_NAMES = ("postnorm_lnemb", "postnorm_nolnemb", "prenorm_nolnemb")
@@ -143,7 +144,7 @@ def small_config() -> ModelConfig:
         hidden_size=24,
         feed_forward_size=36,
         num_heads=3,
-        num_encoder_layers=4,
+        num_encoder_layers=3,
         num_decoder_layers=2,
         max_length=20,
     )
@@ -152,8 +153,17 @@ def small_config() -> ModelConfig:
 @pytest.fixture(scope="session")
 def small_params(small_config: ModelConfig) -> dict[str, Any]:
     """Random parameters in which no bias, scale or padding row is trivial, so that leaving one out shows."""
-    params = init_params(small_config, jax.random.key(0))
-    leaves, structure = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    noisy = [leaf + 0.1 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
-    return jax.tree.unflatten(structure, noisy)
+    shapes = jax.eval_shape(lambda: init_params(small_config, jax.random.key(0)))
+    random = np.random.default_rng(0)
+
+    def values(path: Any, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        mean = 1.0 if path[-1].key == "scale" else 0.0
+        return random.normal(mean, 0.2, leaf.shape).astype(np.float32)
+
+    return jax.tree.map_with_path(values, shapes)
+
+
+@pytest.fixture(scope="session")
+def small_hidden_states(small_config: ModelConfig):
+    """`hidden_states` of the small model, compiled once for every test that calls it with the same shapes."""
+    return jax.jit(partial(hidden_states, small_config))

@@ -96,26 +96,24 @@ def test_the_output_of_each_sub_layer_is_dropped(small_config, silent: str):
     output.kernel[...] = jnp.zeros_like(output.kernel[...])
     hidden = jax.random.normal(jax.random.key(1), (8, 30, config.hidden_size))
     everyone = jnp.ones((1, 1, 1, 30), bool)
-    plain = np.asarray(layer(hidden, everyone) - hidden)
-    dropped = np.asarray(layer(hidden, everyone, jax.random.key(2)) - hidden)
+    added = jax.jit(lambda key: layer(hidden, everyone, key) - hidden)
+    plain, dropped = np.asarray(added(None)), np.asarray(added(jax.random.key(2)))
     gone = dropped == 0
     assert gone.mean() == pytest.approx(0.25, abs=4.5 * np.sqrt(0.25 * 0.75 / gone.size))
     np.testing.assert_allclose(dropped[~gone], plain[~gone] / 0.75, atol=1e-5)
 
 
 @pytest.mark.parametrize("rate", ["dropout_rate", "attention_dropout_rate", "activation_dropout_rate"])
-def test_each_rate_acts_and_the_key_decides(small_config, small_params, rate: str):
+def test_each_rate_acts_and_the_key_decides(small_config, small_params, small_hidden_states, rate: str):
     none = {"dropout_rate": 0.0, "attention_dropout_rate": 0.0, "activation_dropout_rate": 0.0}
     config = dataclasses.replace(small_config, **none | {rate: 0.2})
     run = jax.jit(partial(hidden_states, config))
-    plain = run(small_params, TOKENS, TOKENS)
     once, again, other = (run(small_params, TOKENS, TOKENS, dropout_key=jax.random.key(seed)) for seed in (1, 1, 2))
     np.testing.assert_array_equal(once, again)
     assert np.abs(once - other).max() > 0.01
-    assert np.abs(once - plain).max() > 0.01
+    assert np.abs(once - small_hidden_states(small_params, TOKENS, TOKENS)).max() > 0.01
 
 
-@pytest.mark.parametrize("implementation", ["threefry2x32", "rbg"])
-def test_any_kind_of_key_will_do(small_config, small_params, implementation: str):
-    key = jax.random.key(0, impl=implementation)
-    assert np.isfinite(hidden_states(small_config, small_params, TOKENS, TOKENS, dropout_key=key)).all()
+def test_keys_of_another_kind_will_do():
+    key = jax.random.fold_in(jax.random.key(0, impl="rbg"), 3)
+    assert (dropout(jnp.ones((200, 100)), 0.1, key) == 0).mean() == pytest.approx(0.1, abs=0.01)

@@ -96,7 +96,9 @@ def test_inverse_and_counts(lengths, seed, density, span):
 
 def test_padding_stands_only_at_the_end():
     lengths = [2, 17, 512, 300]
-    corrupted = SpanCorruption().corrupt(random_chunks(lengths, 512), np.array(lengths), hash_keys(np.arange(4)), START, 100)
+    corrupted = SpanCorruption().corrupt(
+        random_chunks(lengths, 512), np.array(lengths), hash_keys(np.arange(4)), START, 100
+    )
     for array in (corrupted.inputs_BS, corrupted.targets_BT):
         real = array > 0
         assert (np.sort(real, axis=1)[:, ::-1] == real).all()
@@ -151,7 +153,9 @@ def test_a_row_does_not_depend_on_its_batch():
 
 
 def test_rows_without_enough_tokens_are_all_padding():
-    corrupted = SpanCorruption().corrupt(random_chunks([0, 1, 30], 32), np.array([0, 1, 30]), hash_keys(np.arange(3)), START, 100)
+    corrupted = SpanCorruption().corrupt(
+        random_chunks([0, 1, 30], 32), np.array([0, 1, 30]), hash_keys(np.arange(3)), START, 100
+    )
     assert not corrupted.inputs_BS[:2].any()
     assert not corrupted.targets_BT[:2].any()
     assert corrupted.inputs_BS[2].any()
@@ -159,7 +163,9 @@ def test_rows_without_enough_tokens_are_all_padding():
 
 def test_too_few_sentinels_are_refused_with_the_numbers():
     with pytest.raises(ValueError, match="need 85 sentinels, but the vocabulary has 64"):
-        TranslationSpanCorruption().corrupt(random_chunks([512], 512), np.array([512]), hash_keys(np.arange(1)), START, 64)
+        TranslationSpanCorruption().corrupt(
+            random_chunks([512], 512), np.array([512]), hash_keys(np.arange(1)), START, 64
+        )
 
 
 def test_a_chunk_longer_than_the_shape_is_refused():

@@ -76,7 +76,10 @@ def test_the_loss_is_the_global_mean_over_targets(one_device):
 @pytest.mark.parametrize("preset", ["base", "large"])
 def test_nothing_large_is_whole_on_every_device(preset):
     """Under data parallelism every moment above 400 kB is split eight ways; under fsdp × tensor the parameters are too."""
-    for config, parts in ((MeshConfig(), ["optimizer"]), (MeshConfig(data=1, fsdp=4, tensor=2), ["params", "optimizer"])):
+    for config, parts in (
+        (MeshConfig(), ["optimizer"]),
+        (MeshConfig(data=1, fsdp=4, tensor=2), ["params", "optimizer"]),
+    ):
         state = abstract_state(PRESETS[preset], OPTIMIZER, make_mesh(config))
         for part in parts:
             for path, leaf in jax.tree_util.tree_leaves_with_path(state[part]):

@@ -59,7 +59,9 @@ def command(run_dir: pathlib.Path, prepared: pathlib.Path, *more: str) -> list[s
     ]  # fmt: skip
 
 
-def run(run_dir: pathlib.Path, prepared: pathlib.Path, *more: str, cache=None, devices=1) -> subprocess.CompletedProcess:
+def run(
+    run_dir: pathlib.Path, prepared: pathlib.Path, *more: str, cache=None, devices=1
+) -> subprocess.CompletedProcess:
     """Runs the command to its end."""
     return subprocess.run(
         command(run_dir, prepared, *more), env=environment(cache, devices), capture_output=True, text=True, timeout=300,

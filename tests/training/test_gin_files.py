@@ -132,7 +132,12 @@ def test_identity_holds_what_a_resume_must_not_change():
     identity = load(["pretrain_tiny.gin"]).identity()
     assert {"TrainConfig.seed", "OptimizerConfig.learning_rate", "ModelConfig.hidden_size",
             "DataConfig.objective_batch_sizes", "TrainConfig.steps"} <= identity.keys()  # fmt: skip
-    for free in ("TrainConfig.checkpoint_every", "TrainConfig.stop_at_step", "MeshConfig.data", "DataConfig.prepared_dir"):
+    for free in (
+        "TrainConfig.checkpoint_every",
+        "TrainConfig.stop_at_step",
+        "MeshConfig.data",
+        "DataConfig.prepared_dir",
+    ):
         assert free not in identity
 
 
