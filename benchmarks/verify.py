@@ -55,7 +55,9 @@ def flops() -> Result:
     }
     step = flops_per_step(config.model, groups)
     share = step.head / step.total
-    return f"{step.total / 1e12:,.0f} TFLOP, {share:.0%} in the head", round(step.total / 1e12) == 1236 and round(share, 2) == 0.42
+    return f"{step.total / 1e12:,.0f} TFLOP, {share:.0%} in the head", round(step.total / 1e12) == 1236 and round(
+        share, 2
+    ) == 0.42
 
 
 def parity() -> Result:
@@ -108,7 +110,10 @@ def blocked_loss() -> Result:
     whole, large = memory(plain)
     pairs = zip(jax.tree.leaves(blocked(hidden, table)), jax.tree.leaves(whole(hidden, table)), strict=True)
     difference = max(float(jnp.abs(a - b).max() / jnp.abs(b).max()) for a, b in pairs)
-    return f"differs by {difference:.0e}, temporaries {large / small:.1f} times smaller", difference < 1e-5 and small < large
+    return (
+        f"differs by {difference:.0e}, temporaries {large / small:.1f} times smaller",
+        difference < 1e-5 and small < large,
+    )
 
 
 def resume(place: pathlib.Path) -> Result:
@@ -117,7 +122,10 @@ def resume(place: pathlib.Path) -> Result:
     write_toy_data(data, runs.TOY_TASKS)
     whole = runs.run(place / "whole", data, cache=place / "cache")
     killed = subprocess.Popen(
-        runs.command(place / "killed", data), env=runs.environment(place / "cache"), stdout=subprocess.DEVNULL, cwd=place
+        runs.command(place / "killed", data),
+        env=runs.environment(place / "cache"),
+        stdout=subprocess.DEVNULL,
+        cwd=place,
     )
     path = place / "killed" / "metrics.jsonl"
     while killed.poll() is None and (not path.exists() or path.read_text().count("\n") < 20):
@@ -178,7 +186,11 @@ def main() -> int:
             ("masked batches at 512 tokens", "over 5,000 examples/s", functools.partial(stream_speed, place)),
             ("blocked loss and gradient beside the plain", "within 1e-5, less memory", blocked_loss),
             ("kill -9 and the rest beside 40 steps", "bit-equal", functools.partial(resume, place)),
-            ("restart of the tiny run to its first step", "below 15 s, no TensorFlow", functools.partial(restart, place)),
+            (
+                "restart of the tiny run to its first step",
+                "below 15 s, no TensorFlow",
+                functools.partial(restart, place),
+            ),
         ]
         failed = 0
         for name, claim, measure in claims:

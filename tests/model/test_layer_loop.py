@@ -14,6 +14,8 @@ from flax import nnx
 from deltalm_jax.model.attention import padding_mask
 from deltalm_jax.model.deltalm import hidden_states, layer_states, logits
 from deltalm_jax.model.encoder import EncoderLayer
+from deltalm_jax.model.layer import scan_layers, stack_layers
+from deltalm_jax.model.linear import LayerNorm
 
 SOURCE = np.array([[2, 11, 12, 13, 3, 0, 0], [2, 14, 15, 16, 17, 18, 3]])
 DECODER_INPUT = np.array([[3, 21, 22, 23, 24, 0], [3, 25, 26, 27, 28, 29]])
@@ -64,6 +66,30 @@ def test_the_loop_is_the_layers_one_after_the_other(small_config, small_params):
         layer = nnx.merge(graph, jax.tree.map(lambda leaf, n=index: leaf[n], small_params["encoder"]["layers"]))
         hidden = layer(hidden, padding_mask(jnp.asarray(SOURCE)))
         np.testing.assert_allclose(hidden, states[index + 1], atol=1e-5)
+
+
+@pytest.mark.parametrize("unroll", [1, 2, 4])
+def test_each_layer_is_given_a_key_of_its_own(small_config, unroll: int):
+    config = dataclasses.replace(small_config, scan_unroll=unroll)
+    layers = stack_layers(lambda config, rngs: LayerNorm(3), config, 4, nnx.Rngs(params=0))
+
+    def draw(layer, hidden, key):
+        return jax.random.uniform(key, hidden.shape)
+
+    draws = np.asarray(scan_layers(config, layers, draw, jnp.zeros(5), jax.random.key(9), return_states=True)[1])
+    expected = [jax.random.uniform(jax.random.fold_in(jax.random.key(9), layer), 5) for layer in range(4)]
+    np.testing.assert_array_equal(draws, expected)
+    assert len({row.tobytes() for row in draws}) == 4
+
+
+def test_layer_norm_of_bfloat16_is_computed_in_float32():
+    """On values far from zero, where a mean in bfloat16 would have lost them; only the result is rounded."""
+    inputs = (50 + jax.random.normal(jax.random.key(0), (20, 64))).astype(jnp.bfloat16)
+    exact = np.asarray(inputs, np.float64)
+    exact = (exact - exact.mean(-1, keepdims=True)) / np.sqrt(exact.var(-1, keepdims=True) + 1e-5)
+    outputs = LayerNorm(64)(inputs)
+    assert outputs.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(outputs, np.float64), exact, rtol=2**-8, atol=1e-4)
 
 
 def test_compiled_size_does_not_grow_with_depth(small_config, small_params):

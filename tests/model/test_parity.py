@@ -37,6 +37,7 @@ def test_every_encoder_state(golden: Golden, states, case: str):
     assert len(ours) == golden.config.num_encoder_layers + 1
     for index, state in enumerate(ours):
         assert_close_where_real(state, golden.arrays[f"{case}/encoder_state_{index}"], encoder_tokens)
+    assert not ours[0][encoder_tokens == PAD_ID].any(), "embeddings of padding are set to zero"
     assert_close_where_real(states[case].encoded_BSD, golden.arrays[f"{case}/encoder_out"], encoder_tokens)
 
 

@@ -141,6 +141,7 @@ def test_identity_holds_what_a_resume_must_not_change():
         assert free not in identity
 
 
-def test_every_field_of_the_model_is_identity():
+def test_every_field_of_the_model_is_identity_but_how_it_is_computed():
     identity = load(["pretrain_tiny.gin"]).identity()
-    assert {f"ModelConfig.{f.name}" for f in dataclasses.fields(ModelConfig)} <= identity.keys()
+    free = {f"ModelConfig.{f.name}" for f in dataclasses.fields(ModelConfig)} - identity.keys()
+    assert free == {"ModelConfig.remat", "ModelConfig.scan_unroll"}

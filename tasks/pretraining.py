@@ -1,0 +1,197 @@
+"""seqio Tasks and Mixtures of pretraining.
+
+    import seqio, tasks
+    mixture = seqio.get_mixture_or_task("deltalm_pretrain")
+    dataset = mixture.get_dataset(sequence_length={"inputs": 461, "targets": 341}, split="train", seed=0)
+
+One Task per language and corpus, `cc100_de`, `ccaligned_de`, with the splits train and validation; and the mixtures
+`deltalm_span_corruption`, `deltalm_translation_span_corruption`, and `deltalm_pretrain` of both. Each example has
+`inputs` and `targets`, int32 and without any id that the objective did not put there: no end-of-sequence id is added.
+
+The Tasks read the corpora's own files through `tasks.readers`; there is no copy in between. The preparation
+(`deltalm_jax.prepare`) recognises their `CorpusDataSource` and reads the files directly; training then needs no seqio.
+
+Trained through seqio, these Tasks mean the same but not bit for bit: seqio decides the order, and groups of documents
+smaller than the preparation's are joined and packed.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import seqio
+import tensorflow as tf
+from absl import logging
+
+from deltalm_jax.data.stream import sampling_rates
+from deltalm_jax.data.vocabulary import Vocabulary
+from tasks.corpora import CORPORA, SAMPLE_DIR, CorpusFile, find_files, task_name
+from tasks.preprocessors import corrupt, cut_into_chunks
+from tasks.source import CorpusDataSource
+
+CHUNK_LENGTH = 512
+# Rates inside an objective are (tokens) ** exponent. 0.3 is XLM-R's and mT5's; DeltaLM's is not published.
+SAMPLING_EXPONENT = 0.3
+TRANSLATION_SAMPLING_EXPONENT = 0.3
+# Examples of each objective in a batch of 2,048; DeltaLM's ratio is not published.
+OBJECTIVE_BATCH_SIZES = {"span_corruption": 1024, "translation_span_corruption": 1024}
+
+PRETRAIN_MIXTURE = "deltalm_pretrain"
+
+
+def register(
+    data_dir: str | Path | None = None,
+    vocabulary: Vocabulary | str | Path | None = None,
+    languages: Sequence[str] | None = None,
+    *,
+    prepared: str | Path | Mapping[str, Any] | None = None,
+    chunk_length: int = CHUNK_LENGTH,
+    sampling_exponent: float = SAMPLING_EXPONENT,
+    translation_sampling_exponent: float = TRANSLATION_SAMPLING_EXPONENT,
+    objective_batch_sizes: Mapping[str, int] | None = None,
+) -> list[str]:
+    """Registers all Tasks and Mixtures for a data folder, in place of those of an earlier call.
+
+    Args:
+      data_dir: folder laid out as `tasks.corpora` says, with one of the corpora or both; None: the shipped sample.
+      vocabulary: a vocabulary or the path of its SentencePiece model; None: the sample's 8,000 pieces.
+      languages: only these; each must be in one corpus at least. Default: all.
+      prepared: folder of prepared data, or its manifest, for token counts.
+      chunk_length: tokens in a chunk, before corruption.
+      sampling_exponent: of the rates among the languages of span corruption.
+      translation_sampling_exponent: of the rates among those of translation span corruption.
+      objective_batch_sizes: examples of each objective in a batch; default `OBJECTIVE_BATCH_SIZES`.
+
+    Returns:
+      The names of the Mixtures. Where the folder has one corpus only, only its own.
+
+    Token counts, from which the rates are computed, come from `prepared`; or, for the sample, from its
+    `token_counts.json`; or else from the sizes of the compressed files. That is a proxy: a token is 0.7 to 1.5 bytes
+    there, so with exponent 0.3 a rate may be off by some 15 %. Prepare the data to have true ones.
+
+    Raises:
+      CorpusError: no files, or a language that is not there.
+      ValueError: the manifest lacks a Task.
+    """
+    files = _find_all_files(data_dir, languages)
+    if vocabulary is None:
+        vocabulary = SAMPLE_DIR / "vocabulary.model"
+        if data_dir is not None:
+            logging.warning("No vocabulary given for %s: using the shipped sample's, of 8,000 pieces.", data_dir)
+    if not isinstance(vocabulary, Vocabulary):
+        vocabulary = Vocabulary.load(vocabulary)
+    seqio_vocabulary = vocabulary.as_seqio()
+    tokens = _token_counts(files, data_dir, prepared)
+    exponents = {
+        "span_corruption": sampling_exponent,
+        "translation_span_corruption": translation_sampling_exponent,
+    }
+    shares = dict(objective_batch_sizes or OBJECTIVE_BATCH_SIZES)
+
+    _remove_registered()
+    mixtures: list[str] = []
+    pretrain_rates: list[tuple[str, float]] = []
+    for corpus_name, corpus_files in files.items():
+        corpus = CORPORA[corpus_name]
+        names = [task_name(corpus_name, language) for language in corpus_files]
+        for name, file in zip(names, corpus_files.values(), strict=True):
+            _add_task(name, CorpusDataSource(corpus, file), vocabulary, seqio_vocabulary, chunk_length)
+        rates = sampling_rates([tokens[name] for name in names], exponents[corpus.objective])
+        weighted = [(name, float(rate)) for name, rate in zip(names, rates, strict=True)]
+        mixtures.append(f"deltalm_{corpus.objective}")
+        _add_mixture(mixtures[-1], weighted)
+        share = shares[corpus.objective] / sum(shares.values())
+        pretrain_rates += [(name, rate * share) for name, rate in weighted]
+    if len(files) == len(CORPORA):
+        mixtures.append(PRETRAIN_MIXTURE)
+        _add_mixture(PRETRAIN_MIXTURE, pretrain_rates)
+    return mixtures
+
+
+def _find_all_files(data_dir: str | Path | None, languages: Sequence[str] | None) -> dict[str, dict[str, CorpusFile]]:
+    """Files by corpus and language; a corpus without files, or without the languages asked for, is left out."""
+    folder = Path(SAMPLE_DIR if data_dir is None else data_dir)
+    present = {name: find_files(data_dir, name) for name in CORPORA if (folder / name).is_dir()}
+    if not present:
+        find_files(data_dir, next(iter(CORPORA)))  # raises, and says what was expected where
+    if languages is None:
+        return present
+    known = {code for files in present.values() for code in files}
+    if not languages or (missing := [code for code in languages if code not in known]):
+        find_files(data_dir, next(iter(present)), missing if languages else [])  # raises, with the nearest codes
+    chosen = {name: {c: f for c, f in files.items() if c in set(languages)} for name, files in present.items()}
+    return {name: files for name, files in chosen.items() if files}
+
+
+def _token_counts(
+    files: Mapping[str, Mapping[str, CorpusFile]],
+    data_dir: str | Path | None,
+    prepared: str | Path | Mapping[str, Any] | None,
+) -> dict[str, int]:
+    by_task = {task_name(corpus, code): file for corpus, fs in files.items() for code, file in fs.items()}
+    counts: dict[str, int]
+    if prepared is not None:
+        manifest = prepared
+        if not isinstance(manifest, Mapping):
+            manifest = dict(json.loads((Path(manifest) / "manifest.json").read_text(encoding="utf-8")))
+        counts = {name: task["splits"]["train"]["tokens"] for name, task in manifest["tasks"].items()}
+    elif data_dir is None:
+        counts = json.loads((SAMPLE_DIR / "token_counts.json").read_text(encoding="utf-8"))
+    else:
+        counts = {name: file.train.stat().st_size for name, file in by_task.items()}
+    if missing := sorted(name for name in by_task if not counts.get(name)):
+        raise ValueError(
+            f"No token counts for {', '.join(missing)}: they are not in the prepared data's manifest, or have no "
+            "training tokens there. Prepare them, or leave the languages out."
+        )
+    return {name: counts[name] for name in by_task}
+
+
+def _remove_registered() -> None:
+    """Takes an earlier call's Tasks and Mixtures out of seqio's registries; they may be of another folder."""
+    ours = {
+        name for name in seqio.TaskRegistry.names() if isinstance(seqio.TaskRegistry.get(name).source, CorpusDataSource)
+    }
+    for name in list(seqio.MixtureRegistry.names()):
+        if all(task.name in ours for task in seqio.MixtureRegistry.get(name).tasks):
+            seqio.MixtureRegistry.remove(name)
+    for name in ours:
+        seqio.TaskRegistry.remove(name)
+
+
+def _add_task(
+    name: str,
+    source: CorpusDataSource,
+    vocabulary: Vocabulary,
+    seqio_vocabulary: seqio.Vocabulary,
+    chunk_length: int,
+) -> None:
+    feature = seqio.Feature(seqio_vocabulary, add_eos=False, dtype=tf.int32)
+    seqio.TaskRegistry.add(
+        name,
+        source=source,
+        preprocessors=[
+            functools.partial(
+                cut_into_chunks, vocabulary=vocabulary, unit=source.corpus.unit, chunk_length=chunk_length
+            ),
+            functools.partial(
+                corrupt,
+                name=name,
+                objective=source.corpus.objective,
+                vocabulary=vocabulary,
+                chunk_length=chunk_length,
+            ),
+        ],
+        output_features={"inputs": feature, "targets": feature},
+        metric_fns=[],
+    )
+
+
+def _add_mixture(name: str, rates: Sequence[tuple[str, float]]) -> None:
+    # seqio's default stops a mixture at the first exhausted task: one epoch would end with the smallest language.
+    sample = functools.partial(tf.data.Dataset.sample_from_datasets, stop_on_empty_dataset=False)
+    seqio.MixtureRegistry.add(name, list(rates), sample_fn=sample)

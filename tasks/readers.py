@@ -1,0 +1,282 @@
+"""Readers of CC100 and CCAligned files: path → documents or pairs, in bounded memory.
+
+Plain functions without TensorFlow, seqio or Beam: the TFDS builders, the seqio Tasks and the preparation all use these,
+so there is one meaning of "the corpus" and no second copy on disk.
+
+Formats:
+- CC100: UTF-8, one paragraph a line, a blank line between documents.
+- CCAligned, sentence-aligned: `source TAB target [TAB LASER margin]`. The codes in the file name say which column is
+  which; `en_XX` stands on either side.
+
+What is done to the text, and nothing else: a byte order mark at the start of a file and the `\r` of CRLF line ends are
+removed; tab, vertical tab, form feed, bare `\r` and U+0085 inside a paragraph become a space; other control characters
+(NUL …) are removed; white space around a paragraph is removed. Lines are split at byte 0x0A only: Python's text mode
+and `splitlines()` also split at `\r`, U+0085 and U+2028, which would shift columns and add paragraphs.
+"""
+
+from __future__ import annotations
+
+import lzma
+import re
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+ENGLISH = "en_XX"
+
+# A longer line is no paragraph or sentence (CC100's longest are far below); it would be tokenised in one piece.
+MAX_LINE_BYTES = 1 << 20
+# A file without blank lines is one document of gigabytes; it is given out in parts of this size.
+MAX_DOCUMENT_BYTES = 4 << 20
+
+_BLOCK_BYTES = 1 << 20
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_PAIR_NAME = re.compile(r"^([a-z]{2,3}_[A-Za-z]{2,4})-([a-z]{2,3}_[A-Za-z]{2,4})\.tsv(\.xz|\.gz)?$")
+_SPACES = dict.fromkeys(map(ord, "\t\v\f\r\x85"), " ")
+_CONTROLS = {code: None for code in (*range(0x20), *range(0x7F, 0xA0))}
+_CLEAN = str.maketrans({**_CONTROLS, **_SPACES})
+_HAS_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
+
+
+class CorpusError(ValueError):
+    """A corpus file or folder that cannot be used; the message names the file, the place in it, and what to do."""
+
+
+def read_cc100(path: str | Path, counts: Counter[str] | None = None) -> Iterator[list[str]]:
+    """Documents of a CC100 file, each a non-empty list of paragraphs.
+
+    Blank lines separate documents; several in a row make no empty document. A dropped line does not end its document.
+
+    Args:
+      path: `.txt`, `.txt.xz` or `.txt.gz`.
+      counts: `counts[reason] += 1` for every line that is dropped: "invalid_utf8", "long_line" (over `MAX_LINE_BYTES`),
+        "empty" (nothing but control characters); and "long_document" for every document given out in parts because
+        it is over `MAX_DOCUMENT_BYTES`.
+
+    Raises:
+      CorpusError: the file is missing, truncated, corrupt or not of the format its name says.
+    """
+    counts = Counter() if counts is None else counts
+    document: list[str] = []
+    size = 0
+    for line in _read_lines(Path(path), counts):
+        if not line.strip():
+            if document:
+                yield document
+            document, size = [], 0
+            continue
+        paragraph = _clean(line)
+        if not paragraph:
+            counts["empty"] += 1
+            continue
+        if document and size + len(line) > MAX_DOCUMENT_BYTES:
+            counts["long_document"] += 1
+            yield document
+            document, size = [], 0
+        document.append(paragraph)
+        size += len(line)
+    if document:
+        yield document
+
+
+def read_ccaligned(path: str | Path, counts: Counter[str] | None = None) -> Iterator[tuple[str, str]]:
+    """Sentence pairs of a CCAligned file as (English, other), whichever column holds English.
+
+    Args:
+      path: `xx_YY-en_XX.tsv` or `en_XX-xx_YY.tsv`, plain, `.xz` or `.gz`.
+      counts: `counts[reason] += 1` for every row that is dropped: "invalid_utf8", "long_line", "columns" (not 2 or 3
+        columns), "margin" (a third column that is no number: a stray tab has shifted the columns), "empty" (a side
+        without text).
+
+    Raises:
+      CorpusError: as `read_cc100`, or the name does not say which side is English.
+    """
+    path = Path(path)
+    counts = Counter() if counts is None else counts
+    first, _ = pair_codes(path)
+    for line in _read_lines(path, counts):
+        if not line.strip():
+            counts["empty"] += 1
+            continue
+        columns = line.split("\t")
+        if len(columns) not in (2, 3):
+            counts["columns"] += 1
+            continue
+        if len(columns) == 3 and not _is_number(columns[2]):
+            counts["margin"] += 1
+            continue
+        source, target = _clean(columns[0]), _clean(columns[1])
+        if not source or not target:
+            counts["empty"] += 1
+            continue
+        yield (source, target) if first == ENGLISH else (target, source)
+
+
+def pair_codes(path: str | Path) -> tuple[str, str]:
+    """The two codes in a CCAligned file name, in column order: `en_XX-zh_CN.tsv.xz` → ("en_XX", "zh_CN").
+
+    Raises:
+      CorpusError: the name has another form, or not exactly one of the codes is `en_XX`.
+    """
+    match = _PAIR_NAME.match(Path(path).name)
+    if not match or (match[1] == ENGLISH) == (match[2] == ENGLISH):
+        raise CorpusError(
+            f"{path}: expected a name like de_DE-en_XX.tsv.xz or en_XX-zh_CN.tsv.xz (one side en_XX; plain, .xz or .gz)"
+            ": the name says which column is English."
+        )
+    return match[1], match[2]
+
+
+def _clean(text: str) -> str:
+    if _HAS_CONTROL.search(text):
+        text = text.translate(_CLEAN)
+    return text.strip()
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _read_lines(path: Path, counts: Counter[str]) -> Iterator[str]:
+    """Decoded lines, still with tabs and control characters; lines that are too long or not UTF-8 are only counted."""
+    for raw in _split_lines(_read_bytes(path), counts):
+        try:
+            yield raw.decode("utf-8")
+        except UnicodeDecodeError:
+            counts["invalid_utf8"] += 1
+
+
+def _split_lines(blocks: Iterator[bytes], counts: Counter[str]) -> Iterator[bytes]:
+    """Lines without their `\\n` or `\\r\\n`; holds at most one block and one line of the allowed length."""
+    first = True
+    skipping = False  # inside a line that is already over the limit
+    pieces: list[bytes] = []
+    length = 0
+    for block in blocks:
+        *complete, rest = block.split(b"\n")
+        for line in complete:
+            if pieces:
+                line = b"".join(pieces) + line
+                pieces, length = [], 0
+            if first:
+                line, first = line.removeprefix(_BYTE_ORDER_MARK), False
+            if skipping or len(line) > MAX_LINE_BYTES:
+                counts["long_line"] += 1
+                skipping = False
+            else:
+                yield line.removesuffix(b"\r")
+        if skipping:
+            continue
+        pieces.append(rest)
+        length += len(rest)
+        if length > MAX_LINE_BYTES:
+            skipping, pieces, length = True, [], 0
+    line = b"".join(pieces)
+    if skipping:
+        counts["long_line"] += 1
+    elif line:
+        yield (line.removeprefix(_BYTE_ORDER_MARK) if first else line).removesuffix(b"\r")
+
+
+class _Decompressor(Protocol):
+    """What `lzma.LZMADecompressor` and `_GzipDecompressor` have in common."""
+
+    @property
+    def eof(self) -> bool: ...
+    @property
+    def needs_input(self) -> bool: ...
+    @property
+    def unused_data(self) -> bytes: ...
+    def decompress(self, data: bytes, max_length: int = -1) -> bytes: ...
+
+
+class _GzipDecompressor:
+    """One gzip member through zlib, with lzma's interface."""
+
+    def __init__(self) -> None:
+        self._zlib = zlib.decompressobj(wbits=31)
+
+    @property
+    def eof(self) -> bool:
+        return self._zlib.eof
+
+    @property
+    def needs_input(self) -> bool:
+        return not self._zlib.unconsumed_tail
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._zlib.unused_data
+
+    def decompress(self, data: bytes, max_length: int = -1) -> bytes:
+        return self._zlib.decompress(self._zlib.unconsumed_tail + data, max(max_length, 0))
+
+
+def _read_bytes(path: Path) -> Iterator[bytes]:
+    """The decompressed bytes in blocks of at most 1 MiB.
+
+    The standard library's file objects are not used because `lzma.open` takes damage after the first of several
+    concatenated streams for trailing garbage and just stops: a silently shorter corpus.
+    """
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise CorpusError(f"{path}: expected a readable corpus file, found: {error.strerror}.") from error
+    with file:
+        if path.suffix == ".xz":
+            yield from _decompress(path, file, "xz")
+        elif path.suffix == ".gz":
+            yield from _decompress(path, file, "gz")
+        else:
+            while block := file.read(_BLOCK_BYTES):
+                yield block
+
+
+def _decompress(path: Path, file: BinaryIO, kind: str) -> Iterator[bytes]:
+    given = 0  # decompressed bytes so far
+    exhausted = False  # the file has been read to its end
+
+    def damage(what: str) -> CorpusError:
+        return CorpusError(
+            f"{path}: the .{kind} data {what}, after {given:,} bytes of text (about byte {file.tell():,} of the "
+            f"{path.stat().st_size:,} in the file). The download is incomplete or damaged; fetch the file again. "
+            "Nothing after this place was read."
+        )
+
+    decompressor: _Decompressor | None = None
+    data = b""
+    streams = 0  # complete ones: files may be several streams (members) one after the other
+    while True:
+        if not data and (decompressor is None or decompressor.needs_input):
+            data = file.read(_BLOCK_BYTES)
+            exhausted = not data
+        if decompressor is None:
+            # Zero bytes may pad a stream.
+            data = data.lstrip(b"\0") if streams else data
+            if exhausted:
+                break
+            if not data:
+                continue
+            decompressor = lzma.LZMADecompressor(lzma.FORMAT_XZ) if kind == "xz" else _GzipDecompressor()
+        try:
+            block = decompressor.decompress(data, _BLOCK_BYTES)
+        except (lzma.LZMAError, zlib.error) as error:
+            raise damage(f"cannot be read ({error})") from error
+        data = b""
+        given += len(block)
+        if block:
+            yield block
+        if decompressor.eof:
+            streams += 1
+            data = decompressor.unused_data
+            decompressor = None
+        elif exhausted and not block:
+            raise damage("ends too early")
+    if not streams:
+        raise damage("is missing: the file is empty")
