@@ -22,8 +22,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-
 from deltalm_jax.data.blocks import is_held_out
 from tasks.languages import Language, load_languages
 from tasks.readers import ENGLISH, CorpusError, pair_codes, read_cc100, read_ccaligned
