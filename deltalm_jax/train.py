@@ -61,7 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from deltalm_jax.parallel.mesh import MeshError, initialize_processes
     from deltalm_jax.training.checkpoint import CheckpointError
     from deltalm_jax.training.gin_files import ConfigError, load
-    from deltalm_jax.training.loop import NonFiniteError, train
+    from deltalm_jax.training.loop import train
+    from deltalm_jax.training.metrics import NonFiniteError
     from deltalm_jax.training.prepared import open_or_prepare
 
     try:

@@ -123,6 +123,9 @@ class Stream:
       objectives: per objective name (a key of `objectives.OBJECTIVES`), how it is drawn.
       seed: the run's seed.
 
+    Attributes:
+      sentinels: first sentinel id, and one past the last.
+
     Raises:
       PreparedDataError: an objective has no training data.
     """
@@ -130,7 +133,8 @@ class Stream:
     def __init__(self, prepared: PreparedData, objectives: Mapping[str, Objective], seed: int):
         self.prepared, self.objectives, self.seed = prepared, dict(objectives), seed
         vocabulary = prepared.manifest["vocabulary"]
-        self._sentinels = int(vocabulary["sentinel_start"]), int(vocabulary["num_sentinels"])
+        first = int(vocabulary["sentinel_start"])
+        self.sentinels = first, first + int(vocabulary["num_sentinels"])
         self._schedules = {name: _Schedule(name, o, prepared, seed) for name, o in self.objectives.items()}
         for name, (inputs, targets) in self.shapes().items():
             if min(inputs, targets) < 1:
@@ -220,6 +224,11 @@ class Stream:
     ) -> dict[str, np.ndarray]:
         tokens_BL, lengths_B = self.prepared.read(split, task_B, chunk_B)
         corrupted = self.objectives[name].corruption.corrupt(
-            tokens_BL, lengths_B, keys_B, *self._sentinels, chunk_length=self.prepared.chunk_length
+            tokens_BL,
+            lengths_B,
+            keys_B,
+            sentinel_start=self.sentinels[0],
+            num_sentinels=self.sentinels[1] - self.sentinels[0],
+            chunk_length=self.prepared.chunk_length,
         )
         return {"inputs": corrupted.inputs_BS, "targets": corrupted.targets_BT}

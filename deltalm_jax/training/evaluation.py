@@ -28,7 +28,6 @@ class Evaluator:
       eval_step: from `step.make_eval_step`.
       mesh: where batches go.
       vocab_size: rows of the vocabulary.
-      sentinels: first sentinel id, and one past the last.
       batches: validation batches of each objective at most.
     """
 
@@ -38,11 +37,10 @@ class Evaluator:
         eval_step: Callable[[Any, Any], dict[str, jax.Array]],
         mesh: Mesh,
         vocab_size: int,
-        sentinels: tuple[int, int],
         batches: int,
     ):
         self._stream, self._eval_step, self._mesh = stream, eval_step, mesh
-        self._vocab_size, self._sentinels = vocab_size, sentinels
+        self._vocab_size, self._sentinels = vocab_size, stream.sentinels
         self.batches = stream.validation_batches(batches)
         self._unigram: dict[str, float] = {}
 

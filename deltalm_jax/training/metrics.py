@@ -9,8 +9,94 @@ import pathlib
 import time
 from typing import Any
 
+import jax
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from deltalm_jax.training.checkpoint import write_atomically
+from deltalm_jax.training.config import Config
+
+
+class NonFiniteError(RuntimeError):
+    """The loss or the gradient is not a finite number any more."""
+
+
+class Reporter:
+    """Turns a step's metrics into a line of `metrics.jsonl` and of progress, one step late.
+
+    Args:
+      run_dir: where the files go.
+      start: steps done already.
+      stop: last step of this run.
+      log_every: steps between lines of progress where there is no terminal.
+      speaks: whether this process writes and prints (one of several does).
+    """
+
+    def __init__(self, run_dir: pathlib.Path, start: int, stop: int, log_every: int, speaks: bool):
+        self._run_dir = run_dir
+        self._file = MetricsFile(run_dir / "metrics.jsonl", start) if speaks else None
+        self._display = Display(stop, start, log_every, quiet=not speaks)
+        self._pending: tuple[int, Any, float, float] | None = None
+        self._tick = time.perf_counter()
+
+    def begin(self, config: Config, headline: str, compute_dtype: str) -> None:
+        """Says where the run starts and writes `config.json`."""
+        if self._file:
+            content = {"values": config.values(), "origins": config.origins}
+            write_atomically(self._run_dir / "config.json", json.dumps(content, indent=1) + "\n")
+        self.say(
+            f"{headline} on {jax.device_count()} {jax.devices()[0].platform} device(s), {jax.process_count()} "
+            f"process(es), {compute_dtype}; {self._run_dir}"
+        )
+
+    def step(self, step: int, metrics: Any, waited: float) -> None:
+        """Takes a step's metrics, still on the devices, and reports those of the step before.
+
+        Args:
+          step: updates done.
+          metrics: from the train step.
+          waited: seconds the step waited for its batch.
+
+        Raises:
+          NonFiniteError: the step before diverged.
+        """
+        self._report({})
+        now = time.perf_counter()
+        self._pending, self._tick = (step, metrics, now - self._tick, waited), now
+
+    def flush(self, evaluation: dict[str, float]) -> None:
+        """Reports the last step now, with its validation if there was one; what follows is not billed to a step."""
+        self._report(evaluation)
+        for text in evaluation_lines(evaluation):
+            self.say(text)
+        self._tick = time.perf_counter()
+
+    def say(self, text: str) -> None:
+        """One line of text."""
+        self._display.say(text)
+
+    def close(self) -> None:
+        """Takes the bar off the screen and closes the file."""
+        self._display.close()
+        if self._file:
+            self._file.close()
+
+    def _report(self, evaluation: dict[str, float]) -> None:
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return
+        step, metrics, seconds, waited = pending
+        line = metrics_line(step, jax.device_get(metrics), seconds, waited) | evaluation
+        if self._file:
+            self._file.write(line)
+        self._display.step(line)
+        if not np.isfinite([line["loss"], line["grad_norm"]]).all():
+            raise NonFiniteError(
+                f"step {step}: loss {line['loss']}, gradient norm {line['grad_norm']}. Nothing was saved after it. Lower "
+                "OptimizerConfig.learning_rate or lengthen warmup_steps, and go on from the last checkpoint in "
+                f"{self._run_dir}"
+            )
 
 
 class MetricsFile:
@@ -105,3 +191,34 @@ def _duration(seconds: float) -> str:
     if days:
         return f"{days} d {hours} h"
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def metrics_line(step: int, metrics: Any, seconds: float, waited: float) -> dict[str, Any]:
+    """One line of `metrics.jsonl`: losses in nats per target, rates per second, `batch_digest` in hexadecimal."""
+    tokens = float(metrics["input_tokens"]) + float(metrics["target_tokens"])
+    line: dict[str, Any] = {"step": step, "loss": float(metrics["loss"])}
+    line |= {name: float(value) for name, value in metrics.items() if name.startswith("loss/")}
+    line |= {
+        "learning_rate": float(metrics["learning_rate"]),
+        "grad_norm": float(metrics["grad_norm"]),
+        "tokens_per_second": tokens / seconds,
+        "target_tokens_per_second": float(metrics["target_tokens"]) / seconds,
+        "data_wait_fraction": min(waited / seconds, 1.0),
+        "step_seconds": seconds,
+        "batch_digest": "".join(f"{int(word):08x}" for word in metrics["batch_digest"]),
+    }
+    return line
+
+
+def evaluation_lines(evaluation: dict[str, float]) -> list[str]:
+    """Readable lines for what an `Evaluator` returned."""
+    lines = []
+    for key in evaluation:
+        if key.endswith("/text_loss"):
+            name = key.split("/")[1]
+            text, unigram = evaluation[key], evaluation[f"eval/{name}/unigram_loss"]
+            lines.append(
+                f"validation {name}: {evaluation[f'eval/{name}/loss']:.3f} nats per target; on text {text:.3f}, unigram "
+                f"predictor {unigram:.3f} ({1 - text / unigram:+.1%} below)"
+            )
+    return lines
