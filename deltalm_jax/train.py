@@ -63,6 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from deltalm_jax.training.gin_files import ConfigError, load
     from deltalm_jax.training.loop import train
     from deltalm_jax.training.metrics import NonFiniteError
+    from deltalm_jax.training.ownership import RunInUseError, owned
     from deltalm_jax.training.prepared import open_or_prepare
 
     try:
@@ -72,10 +73,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             dry_run(config)
             return 0
-        prepared = open_or_prepare(config, flags.num_processes or 1)
+        prepared = open_or_prepare(config, alone=flags.coordinator is None)
         initialize_processes(flags.coordinator, flags.num_processes, flags.process_id)
-        return train(config, prepared, flags.run_dir or pathlib.Path("runs", config.name))
-    except (ConfigError, PreparedDataError, MeshError, CheckpointError, NonFiniteError) as error:
+        run_dir = flags.run_dir or pathlib.Path("runs", config.name)
+        with owned(run_dir):
+            return train(config, prepared, run_dir)
+    except (ConfigError, PreparedDataError, MeshError, CheckpointError, RunInUseError, NonFiniteError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 

@@ -89,10 +89,11 @@ class TrainConfig:
     """The run itself.
 
     Attributes:
-      steps: length of the run in optimizer updates (paper: 600,000).
+      steps: length of the run in optimizer updates (paper: 600,000). A finished run goes on if it is raised; the learning
+        rate follows `OptimizerConfig.decay_steps`.
       seed: seed of initialisation, dropout, data order and masks.
       init_from: where the parameters start: "random". Must be said.
-      stop_at_step: stop (with a checkpoint) after this many steps in all, without changing the run; None runs on to
+      stop_at_step: stop (with a checkpoint, without the last validation) after this many steps in all; None runs on to
         `steps`.
       checkpoint_every: steps between checkpoints; the last step is always saved.
       keep_checkpoints: newest checkpoints kept.
@@ -104,7 +105,7 @@ class TrainConfig:
       compilation_cache: whether compiled steps are kept in the run directory, so that a restart is quick.
     """
 
-    steps: int = 600_000
+    steps: int = operational(600_000)
     seed: int = 0
     init_from: str | None = None
     stop_at_step: int | None = operational(None)

@@ -30,11 +30,11 @@ def prepare_command(config: Config, folder: pathlib.Path) -> list[str]:
     return command
 
 
-def open_or_prepare(config: Config, processes: int = 1) -> PreparedData:
+def open_or_prepare(config: Config, alone: bool = True) -> PreparedData:
     """The run's prepared data, checked against its configuration.
 
     Absent data is prepared here (in a process of its own: Beam and TensorFlow stay out of the training process) if the
-    corpora are at most `DataConfig.prepare_limit_mb` compressed and the run has one process.
+    corpora are at most `DataConfig.prepare_limit_mb` compressed and the run has one process (`alone`).
 
     Raises:
       PreparedDataError: there is no data and nothing to make it from, it is too large to make in passing (the message
@@ -43,13 +43,13 @@ def open_or_prepare(config: Config, processes: int = 1) -> PreparedData:
     """
     folder = prepared_folder(config)
     if not (folder / MANIFEST).exists():
-        _prepare(config, folder, processes)
+        _prepare(config, folder, alone)
     prepared = PreparedData.open(folder)
     check(config, prepared)
     return prepared
 
 
-def _prepare(config: Config, folder: pathlib.Path, processes: int) -> None:
+def _prepare(config: Config, folder: pathlib.Path, alone: bool) -> None:
     data = config.data
     if data.data_dir is None:
         raise PreparedDataError(
@@ -74,7 +74,7 @@ def _prepare(config: Config, folder: pathlib.Path, processes: int) -> None:
                 f"{corpora} holds {size / 1e6:,.0f} MB of compressed text, more than is prepared in passing "
                 f"(DataConfig.prepare_limit_mb = {data.prepare_limit_mb:g}). Prepare it first:\n  {shown}"
             )
-    if processes > 1:
+    if not alone:
         raise PreparedDataError(
             f"no prepared data in {folder}: prepare it before starting several processes:\n  {shown}"
         )

@@ -116,6 +116,28 @@ def test_sigterm_saves_and_is_bit_equal(place, undisturbed):
     assert_same_run(place / "terminated", undisturbed)
 
 
+def test_a_second_run_in_the_same_directory_is_refused(place, undisturbed):
+    process = start(place, "owned", "TrainConfig.steps=100000", "TrainConfig.eval_every=0")
+    try:
+        wait_for_step(process, place / "owned", 1)
+        second = runs.run(place / "owned", place / "data", cache=place / "cache")
+        assert second.returncode == 2
+        assert f"process {process.pid}, since" in second.stderr
+        assert "choose another --run_dir" in second.stderr
+    finally:
+        process.kill()
+        process.communicate()
+    third = runs.run(place / "owned", place / "data", "TrainConfig.stop_at_step=5", cache=place / "cache")
+    assert third.returncode == 0, "a lock must not outlive its owner"
+
+
+def test_more_steps_go_on_from_a_finished_run(place, undisturbed, tmp_path):
+    subprocess.run(["cp", "-r", str(undisturbed), str(tmp_path / "run")], check=True)
+    done = runs.run(tmp_path / "run", place / "data", "TrainConfig.steps=45", cache=place / "cache")
+    assert done.returncode == 0, done.stderr
+    assert [line["step"] for line in runs.metrics(tmp_path / "run")] == list(range(1, 46))
+
+
 def test_stopping_at_a_step_does_not_move_the_schedule(place, undisturbed):
     first = runs.run(place / "parts", place / "data", "TrainConfig.stop_at_step=20", cache=place / "cache")
     assert first.returncode == 0, first.stderr

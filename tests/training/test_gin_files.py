@@ -131,10 +131,11 @@ def test_no_file_at_all():
 def test_identity_holds_what_a_resume_must_not_change():
     identity = load(["pretrain_tiny.gin"]).identity()
     assert {"TrainConfig.seed", "OptimizerConfig.learning_rate", "ModelConfig.hidden_size",
-            "DataConfig.objective_batch_sizes", "TrainConfig.steps"} <= identity.keys()  # fmt: skip
+            "DataConfig.objective_batch_sizes", "OptimizerConfig.decay_steps"} <= identity.keys()  # fmt: skip
     for free in (
         "TrainConfig.checkpoint_every",
         "TrainConfig.stop_at_step",
+        "TrainConfig.steps",
         "MeshConfig.data",
         "DataConfig.prepared_dir",
     ):

@@ -1,0 +1,45 @@
+"""One owner for a run directory: two runs in one would overwrite each other's checkpoints without a word."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import pathlib
+import socket
+import time
+from collections.abc import Iterator
+
+import jax
+
+
+class RunInUseError(RuntimeError):
+    """Another process is training in the run directory."""
+
+
+@contextlib.contextmanager
+def owned(run_dir: pathlib.Path) -> Iterator[None]:
+    """Makes the run directory if need be and holds `RUN_DIR/.lock` while a run writes there.
+
+    The lock is the operating system's (`flock`): it ends with the process, however that ends, so none is ever stale.
+
+    Raises:
+      RunInUseError: names host, process and start of the run that holds it.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    if jax.process_index() != 0:  # the first process of several writes for all
+        yield
+        return
+    with open(run_dir / ".lock", "a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise RunInUseError(
+                f"{run_dir} is in use by another run ({file.read().strip()}): wait for it, stop it, or choose another "
+                "--run_dir"
+            ) from None
+        file.truncate(0)
+        file.write(f"{socket.gethostname()}, process {os.getpid()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}")
+        file.flush()
+        yield
