@@ -217,8 +217,9 @@ def evaluation_lines(evaluation: dict[str, float]) -> list[str]:
         if key.endswith("/text_loss"):
             name = key.split("/")[1]
             text, unigram = evaluation[key], evaluation[f"eval/{name}/unigram_loss"]
+            gain = 1 - text / unigram
             lines.append(
-                f"validation {name}: {evaluation[f'eval/{name}/loss']:.3f} nats per target; on text {text:.3f}, unigram "
-                f"predictor {unigram:.3f} ({1 - text / unigram:+.1%} below)"
+                f"validation {name}: loss {evaluation[f'eval/{name}/loss']:.3f}; on text {text:.3f} nats, unigram "
+                f"predictor {unigram:.3f} ({abs(gain):.1%} {'below' if gain >= 0 else 'above'} it)"
             )
     return lines

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from deltalm_jax.training.metrics import MetricsFile, NonFiniteError, Reporter, metrics_line
+from deltalm_jax.training.metrics import MetricsFile, NonFiniteError, Reporter, evaluation_lines, metrics_line
 
 
 def step_metrics(loss: float = 2.0) -> dict[str, np.ndarray]:
@@ -95,3 +95,10 @@ def test_other_processes_are_silent(tmp_path, capsys):
     reporter.close()
     assert list(tmp_path.iterdir()) == []
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(("text_loss", "words"), [(6.0, "25.0% below it"), (10.0, "25.0% above it")])
+def test_a_validation_reads_well(text_loss, words):
+    evaluation = {"eval/a/loss": 5.0, "eval/a/text_loss": text_loss, "eval/a/unigram_loss": 8.0}
+    (line,) = evaluation_lines(evaluation)
+    assert line == f"validation a: loss 5.000; on text {text_loss:.3f} nats, unigram predictor 8.000 ({words})"
