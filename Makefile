@@ -12,6 +12,7 @@ help:
 	@echo "make test-slow  the tests and the longer soaks"
 	@echo "make lint       ruff and mypy"
 	@echo "make verify     print each claim of the README beside what this machine measures"
+	@echo "make clean      remove the environment and caches (not runs, not prepared data)"
 
 $(VENV)/.base: setup.cfg pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else f"Python 3.11 to 3.13 is needed, {sys.executable} is {v[0]}.{v[1]}: make PYTHON=/path/to/python3.11 …")'
@@ -45,4 +46,4 @@ verify: $(VENV)/.development
 	@$(BIN)/python benchmarks/verify.py
 
 clean:
-	rm -rf $(VENV) runs prepared
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as ProgressBar
 from rich.table import Table
 
+from deltalm_jax.errors import UserError
 from deltalm_jax.quiet import quiet_imports
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ While it works, the local runner needs free disk for the uncompressed text.
 """
 
 
-class MixtureError(ValueError):
+class MixtureError(UserError, ValueError):
     """A mixture that does not exist or cannot be prepared."""
 
 
@@ -100,6 +101,9 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         if flags.data_dir != SAMPLE:
             parser.error("--vocabulary is needed for your own --data_dir, e.g. XLM-R's sentencepiece.bpe.model")
         flags.vocabulary = SAMPLE
+    for name in ("data_dir", "output"):
+        if "://" in getattr(flags, name):
+            parser.error(f"--{name}={getattr(flags, name)}: only folders of a file system that this machine sees")
     if flags.num_workers is not None and flags.num_workers < 1:
         parser.error(f"--num_workers must be at least 1, found {flags.num_workers}")
     if flags.beam_options and flags.runner == "local":
@@ -113,25 +117,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
         _prepare(flags, console)
-    except (ValueError, OSError) as error:
-        # Every error written for the user is a ValueError: of settings, corpora, vocabulary, preparation.
-        if not _is_for_user(error):
-            raise
+    except (UserError, OSError) as error:
         console.print(f"error: {error}", markup=False)
         return 2
     except KeyboardInterrupt:
         console.print(f"interrupted; nothing is left of {flags.output}", markup=False)
         return _INTERRUPTED
     return 0
-
-
-def _is_for_user(error: Exception) -> bool:
-    """Whether an error was raised by this project's own code, with a message for the user."""
-    place = error.__traceback__
-    while place is not None and place.tb_next is not None:
-        place = place.tb_next
-    module = place.tb_frame.f_globals.get("__name__", "") if place else ""
-    return module == "__main__" or module.split(".")[0] in ("deltalm_jax", "tasks")
 
 
 def _prepare(flags: argparse.Namespace, console: Console) -> None:

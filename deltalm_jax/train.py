@@ -57,13 +57,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags, bindings = parse_arguments(sys.argv[1:] if arguments is None else arguments)
 
     # Imported late: `--help` should not wait for jax.
-    from deltalm_jax.data.chunks import PreparedDataError
-    from deltalm_jax.parallel.mesh import MeshError, initialize_processes
-    from deltalm_jax.training.checkpoint import CheckpointError
-    from deltalm_jax.training.gin_files import ConfigError, load
+    from deltalm_jax.errors import UserError
+    from deltalm_jax.parallel.mesh import initialize_processes
+    from deltalm_jax.training.gin_files import load
     from deltalm_jax.training.loop import train
-    from deltalm_jax.training.metrics import NonFiniteError
-    from deltalm_jax.training.ownership import RunInUseError, owned
+    from deltalm_jax.training.ownership import owned
     from deltalm_jax.training.prepared import open_or_prepare
 
     try:
@@ -78,9 +76,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run_dir = flags.run_dir or pathlib.Path("runs", config.name)
         with owned(run_dir):
             return train(config, prepared, run_dir)
-    except (ConfigError, PreparedDataError, MeshError, CheckpointError, RunInUseError, NonFiniteError) as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted before the first step could be saved; nothing that was saved is lost", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

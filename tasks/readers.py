@@ -24,6 +24,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
+from deltalm_jax.errors import UserError
+
 ENGLISH = "en_XX"
 
 # A longer line is no paragraph or sentence (CC100's longest are far below); it would be tokenised in one piece.
@@ -40,7 +42,7 @@ _CLEAN = str.maketrans({**_CONTROLS, **_SPACES})
 _HAS_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 
 
-class CorpusError(ValueError):
+class CorpusError(UserError, ValueError):
     """A corpus file or folder that cannot be used; the message names the file, the place in it, and what to do."""
 
 

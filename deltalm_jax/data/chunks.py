@@ -24,6 +24,7 @@ import numpy as np
 from array_record.python import array_record_module
 
 from deltalm_jax.data.shards import Shard, decode_records, digest_file, sync
+from deltalm_jax.errors import UserError
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -35,7 +36,7 @@ PREPARE_COMMAND = "python -m deltalm_jax.prepare --mixture=… --data_dir=… --
 _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 
 
-class PreparedDataError(ValueError):
+class PreparedDataError(UserError, ValueError):
     """Prepared data that is missing, unfinished, damaged or does not fit; the message says where and what to do."""
 
 

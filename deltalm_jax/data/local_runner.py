@@ -26,6 +26,8 @@ from apache_beam.runners.portability.fn_api_runner import fn_runner
 from apache_beam.runners.portability.portable_runner import JobServiceHandle
 from apache_beam.transforms import environments
 
+from deltalm_jax.errors import UserError
+
 _PACKAGE_ROOT = Path(__file__).parents[2]
 _POLL_SECONDS = 0.2
 # A worker also ends when a run does; that long may pass between the two.
@@ -34,7 +36,7 @@ _GRACE_SECONDS = 10.0
 _CHANNEL_LOST = "Channel closed prematurely"
 
 
-class WorkerDiedError(RuntimeError):
+class WorkerDiedError(UserError, RuntimeError):
     """A worker process ended in the middle of a run."""
 
 

@@ -13,11 +13,12 @@ from typing import Any
 from deltalm_jax.data.blocks import Input
 from deltalm_jax.data.chunks import MANIFEST, PreparedData, PreparedDataError
 from deltalm_jax.data.shards import digest_file, sync
+from deltalm_jax.errors import UserError
 
 _LOCK = ".lock"
 
 
-class PreparationError(ValueError):
+class PreparationError(UserError, ValueError):
     """Preparation cannot start or go on; the message is for the person who started it."""
 
 

@@ -146,21 +146,23 @@ def _check_settings(
     pairs = any(source.unit == "pairs" for source in inputs)
     least = MIN_CHUNK_LENGTH_OF_PAIRS if pairs else MIN_CHUNK_LENGTH
     if chunk_length < least:
-        raise ValueError(f"chunk_length must be at least {least}, found {chunk_length}")
+        raise PreparationError(f"chunk_length must be at least {least}, found {chunk_length}")
     if not 0 <= validation_fraction < 1:
-        raise ValueError(f"validation_fraction must lie in [0, 1), found {validation_fraction}")
+        raise PreparationError(f"validation_fraction must lie in [0, 1), found {validation_fraction}")
     if block_bytes < 1 or blocks_per_shard < 1:
-        raise ValueError(f"block_bytes and blocks_per_shard must be positive, found {block_bytes}, {blocks_per_shard}")
+        raise PreparationError(
+            f"block_bytes and blocks_per_shard must be positive, found {block_bytes}, {blocks_per_shard}"
+        )
     if vocabulary.size > MAX_ID + 1:
-        raise ValueError(f"vocabulary of {vocabulary.size} ids: prepared data hold ids up to {MAX_ID}")
+        raise PreparationError(f"vocabulary of {vocabulary.size} ids: prepared data hold ids up to {MAX_ID}")
     names = Counter(source.task for source in inputs)
     if not names:
-        raise ValueError("no tasks to prepare")
+        raise PreparationError("no tasks to prepare")
     for name, count in names.items():
         if count > 1:
-            raise ValueError(f"task {name} is given {count} times")
+            raise PreparationError(f"task {name} is given {count} times")
         if Path(name).name != name or name.startswith("."):
-            raise ValueError(f"task {name!r}: its name must be usable as the name of a folder")
+            raise PreparationError(f"task {name!r}: its name must be usable as the name of a folder")
 
 
 def _check_inputs(inputs: Sequence[Input]) -> None:

@@ -24,6 +24,7 @@ from deltalm_jax.objectives import SpanCorruption
 from deltalm_jax.objectives.hashing import hash_keys, permute, string_key
 
 Batch = dict[str, dict[str, np.ndarray]]
+Rows = slice | np.ndarray
 
 # Examples in a block: the resolution of the rates (a rarest language at 0.2 % gets 16 places of 8,192).
 BLOCK_EXAMPLES = 8192
@@ -136,15 +137,20 @@ class Stream:
         first = int(vocabulary["sentinel_start"])
         self.sentinels = first, first + int(vocabulary["num_sentinels"])
         self._schedules = {name: _Schedule(name, o, prepared, seed) for name, o in self.objectives.items()}
-        for name, (inputs, targets) in self.shapes().items():
-            if min(inputs, targets) < 1:
-                raise PreparedDataError(f"{name}: chunks of {prepared.chunk_length} tokens cannot be corrupted")
+        for name, objective in self.objectives.items():
+            needed = objective.corruption.max_sentinels(prepared.chunk_length)
+            if needed > int(vocabulary["num_sentinels"]):
+                raise PreparedDataError(
+                    f"{name} of {prepared.chunk_length} tokens needs {needed} sentinels, but the vocabulary of "
+                    f"{prepared.folder} has {vocabulary['num_sentinels']}: lower the noise density or raise the mean span "
+                    "length"
+                )
 
     def shapes(self) -> dict[str, tuple[int, int]]:
         """Per objective, the static lengths of `inputs` (S) and `targets` (T)."""
         return {n: o.corruption.lengths(self.prepared.chunk_length) for n, o in self.objectives.items()}
 
-    def batch(self, step: int, rows: Mapping[str, slice] | None = None, only: str | None = None) -> Batch:
+    def batch(self, step: int, rows: Mapping[str, Rows] | None = None, only: str | None = None) -> Batch:
         """The batch of a step, or this process's rows of it.
 
         Args:
@@ -190,11 +196,11 @@ class Stream:
             counts[name] = batches if limit is None else min(batches, limit)
         return counts
 
-    def validation_batch(self, name: str, index: int, rows: slice | None = None) -> dict[str, np.ndarray]:
+    def validation_batch(self, name: str, index: int, rows: Rows | None = None) -> dict[str, np.ndarray]:
         """Validation batch `index` of one objective. Same masks every time; rows past the end are all padding."""
         batch_size = self.objectives[name].batch_size
         task_N, chunk_N = self._validation_chunks(name)
-        wanted_B = (index * batch_size + np.arange(batch_size))[rows or slice(None)]
+        wanted_B = (index * batch_size + np.arange(batch_size))[slice(None) if rows is None else rows]
         real_B = wanted_B < len(task_N)
         task_B, chunk_B = task_N[wanted_B[real_B]], chunk_N[wanted_B[real_B]]
         task_keys_B = np.array([string_key(self.prepared.tasks[t].name) for t in task_B], np.uint64)

@@ -27,6 +27,8 @@ from typing import TYPE_CHECKING, Any
 
 import sentencepiece
 
+from deltalm_jax.errors import UserError
+
 if TYPE_CHECKING:
     from deltalm_jax.data.seqio_vocabulary import SeqioVocabulary
 
@@ -42,7 +44,7 @@ SIZE_MULTIPLE = 8
 _WORD_START = "\u2581"  # SentencePiece's mark for "a space stood here"
 
 
-class VocabularyError(ValueError):
+class VocabularyError(UserError, ValueError):
     """A file that is no usable SentencePiece model, or a layout that does not fit it."""
 
 

@@ -8,10 +8,13 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh
 
+from deltalm_jax.errors import UserError
+from deltalm_jax.fields import check_types, operational
+
 AXES = ("data", "fsdp", "tensor")
 
 
-class MeshError(ValueError):
+class MeshError(UserError, ValueError):
     """The devices, the mesh and the batch do not go together, or the processes are not told how to meet."""
 
 
@@ -25,14 +28,15 @@ class MeshConfig:
       tensor: ways matrices and the vocabulary are split.
     """
 
-    data: int = -1
-    fsdp: int = 1
-    tensor: int = 1
+    data: int = operational(-1)
+    fsdp: int = operational(1)
+    tensor: int = operational(1)
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name in AXES:
             value = getattr(self, name)
-            if type(value) is not int or (value < 1 and not (name == "data" and value == -1)):
+            if value < 1 and not (name == "data" and value == -1):
                 raise ValueError(
                     f"MeshConfig.{name} must be a positive integer{' or -1' * (name == 'data')}, found {value!r}"
                 )
@@ -54,7 +58,13 @@ def initialize_processes(coordinator: str | None, num_processes: int | None, pro
             raise MeshError("--num_processes and --process_id need --coordinator=HOST:PORT of process 0 as well")
         return
     if coordinator == "auto":
-        jax.distributed.initialize()
+        try:
+            jax.distributed.initialize()
+        except (ValueError, RuntimeError) as error:
+            raise MeshError(
+                f"--coordinator=auto found no TPU pod, SLURM or MPI surroundings ({error}); pass --coordinator=HOST:PORT "
+                "--num_processes=N --process_id=I"
+            ) from error
         return
     if num_processes is None or process_id is None:
         raise MeshError(f"--coordinator={coordinator} needs --num_processes and --process_id as well")

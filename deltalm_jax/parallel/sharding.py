@@ -7,8 +7,8 @@ over `data` and `fsdp`.
 
 from __future__ import annotations
 
-import itertools
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -87,6 +87,22 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(BATCH_AXES))
 
 
+def map_over_batch(function: Callable[..., jax.Array], mesh: Mesh, split: tuple[bool, ...]) -> Callable[..., jax.Array]:
+    """`function` run by each device on its own rows of the batch, without a word to the others.
+
+    Args:
+      function: of arrays; its result has a leading axis, along which the shards' results are joined.
+      mesh: the mesh; its `tensor` axis is still the partitioner's.
+      split: for each argument, whether it is split over the batch axes (else every device has the whole).
+    """
+    if all(mesh.shape[axis] == 1 for axis in BATCH_AXES):
+        return function
+    specs = tuple(P(BATCH_AXES) if rows else P() for rows in split)
+    return jax.shard_map(
+        function, mesh=mesh, in_specs=specs, out_specs=P(BATCH_AXES), axis_names=set(BATCH_AXES), check_vma=False
+    )
+
+
 def check_batch(batch_sizes: dict[str, int], mesh: Mesh) -> None:
     """Raises MeshError if a group's batch does not divide evenly over the devices that share it."""
     ways = int(np.prod([mesh.shape[a] for a in BATCH_AXES]))
@@ -98,17 +114,17 @@ def check_batch(batch_sizes: dict[str, int], mesh: Mesh) -> None:
             )
 
 
-def process_rows(batch_size: int, mesh: Mesh) -> slice:
-    """The rows of a global batch that this process's devices hold.
+def process_rows(batch_size: int, mesh: Mesh) -> np.ndarray:
+    """The rows of a global batch that this process's devices hold, ascending; int [rows].
 
-    Raises:
-      ValueError: they are not one contiguous run (no mesh made by `make_mesh` is like that).
+    They need not be consecutive: on a TPU the mesh follows the wiring, not the numbers of the hosts.
     """
-    indices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
-    spans = sorted({s[0].indices(batch_size)[:2] for s in indices if s is not None})
-    if any(a[1] != b[0] for a, b in itertools.pairwise(spans)):
-        raise ValueError(f"this process's rows are not contiguous: {spans}")
-    return slice(spans[0][0], spans[-1][1])
+    spans = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
+    held = np.zeros(batch_size, bool)
+    for span in spans:
+        if span is not None:
+            held[span[0]] = True
+    return np.flatnonzero(held)
 
 
 def put_batch(batch: dict[str, dict[str, np.ndarray]], batch_sizes: dict[str, int], mesh: Mesh) -> Any:

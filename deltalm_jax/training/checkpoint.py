@@ -20,12 +20,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 import xxhash
 
+from deltalm_jax.errors import UserError
 from deltalm_jax.parallel.sharding import path_name
 
 FORMAT = 1
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(UserError, RuntimeError):
     """A checkpoint cannot be written or used; the message names it and says what to do."""
 
 
@@ -170,10 +171,18 @@ class Checkpoints:
             str(p.relative_to(folder)): {"bytes": p.stat().st_size, "xxh3": _digest(p, sync=True)} for p in paths
         }
         write_atomically(folder / "record.json", json.dumps(record, indent=1))
-        steps = self.steps()
-        for step in steps[: -self.keep]:
-            if not (self.keep_every and step % self.keep_every == 0):
-                self._remove(self.directory / str(step))
+        self._prune(record["step"])
+
+    def _prune(self, newest: int) -> None:
+        """Applies the keep rules to steps up to `newest`, just saved; removes what never was, or is no longer, a checkpoint.
+
+        Later steps are damaged ones that resuming has passed over: counted in, they would push out good ones.
+        """
+        whole = [step for step in self.steps() if step <= newest]
+        kept = {*whole[-self.keep :], *(s for s in whole if self.keep_every and s % self.keep_every == 0)}
+        for folder in self.directory.iterdir():
+            if folder.name.isdigit() and int(folder.name) not in kept:
+                self._remove(folder)
 
     def _remove(self, folder: pathlib.Path) -> None:
         # Renamed first: a kill in the middle must not leave a half-deleted step under a name that counts.

@@ -67,6 +67,13 @@ class DataConfig:
         for name, size in self.objective_batch_sizes.items():
             if size < 1:
                 raise ValueError(f"DataConfig.objective_batch_sizes[{name!r}] must be at least 1, found {size}")
+        for name in ("data_dir", "prepared_dir"):
+            if "://" in (getattr(self, name) or ""):
+                raise ValueError(
+                    f"DataConfig.{name} must be a folder of a file system that every process sees, found "
+                    f"{getattr(self, name)!r}"
+                )
+        self.objectives()  # checks densities and span lengths
 
     def objectives(self) -> dict[str, Objective]:
         """How each objective is drawn, in the order of `objective_batch_sizes`."""
@@ -101,7 +108,7 @@ class TrainConfig:
       eval_every: steps between validations; the last step is always validated; 0 is never.
       eval_batches: validation batches of each objective at most.
       log_every: steps between lines of progress where there is no terminal. `metrics.jsonl` has every step.
-      loss_block_tokens: target tokens whose logits are held at a time; memory for it is this × vocabulary × 4 bytes.
+      loss_block_tokens: target tokens whose logits a device holds at a time: this × vocabulary × 4 bytes.
       compilation_cache: whether compiled steps are kept in the run directory, so that a restart is quick.
     """
 
@@ -184,7 +191,7 @@ class Config:
             f"{name}.{field.name}": _plain(getattr(section, field.name))
             for name, section in self.sections().items()
             for field in dataclasses.fields(section)
-            if name != "MeshConfig" and not is_operational(field)
+            if not is_operational(field)
         }
 
 

@@ -78,7 +78,7 @@ def _print_parameters(console: Console, config: Config, mesh: jax.sharding.Mesh)
         leaves = jax.tree.leaves(tree)
         return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves) / 1e9
 
-    logits = config.train.loss_block_tokens * config.model.vocab_size * 4 / 1e9 / mesh.size
+    logits = config.train.loss_block_tokens * config.model.vocab_size * 4 / 1e9 / mesh.shape["tensor"]
     console.print(
         f"memory a device: parameters {gigabytes(state['params']):.2f} GB, optimizer {gigabytes(state['optimizer']):.2f} GB, "
         f"gradients {gigabytes(state['params']):.2f} GB, logits of a loss block {logits:.2f} GB; activations come on top"

@@ -61,7 +61,8 @@ class Evaluator:
             for index in range(batches):
                 arrays = self._stream.validation_batch(name, index, rows)
                 sums.append(self._eval_step(params, put_batch({name: arrays}, {name: batch_size}, self._mesh)[name]))
-            total = {k: float(sum(np.float64(s[k]) for s in jax.device_get(sums))) for k in sums[0]}
+            sums = jax.device_get(sums)
+            total = {k: float(sum(np.float64(s[k]) for s in sums)) for k in sums[0]}
             out[f"eval/{name}/loss"] = total["nll"] / max(total["tokens"], 1)
             out[f"eval/{name}/text_loss"] = total["text_nll"] / max(total["text_tokens"], 1)
             if name not in self._unigram:

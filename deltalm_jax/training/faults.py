@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from types import FrameType
 
@@ -16,11 +17,13 @@ EXIT_INTERRUPTED = 130
 class StopRequest:
     """Notes signals; `at(step)` says whether to stop here. Use as a context manager: handlers are put back on leaving.
 
-    A second SIGINT while the first is being honoured raises KeyboardInterrupt at once.
+    With several processes a signal to any one of them stops all at the same step: jax.distributed listens for SIGTERM,
+    and SIGINT is handed on to it. A second SIGINT while the first is being honoured raises KeyboardInterrupt.
     """
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
+        self._stopped = False
         self._previous: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> StopRequest:
@@ -39,17 +42,22 @@ class StopRequest:
         if self.signal == signal.SIGINT and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = self.signal or signal.Signals(number)
+        if jax.process_count() > 1:
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def at(self, step: int) -> bool:
         """Whether to stop after `step`. With several processes all of them get the same answer at the same step."""
-        if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
-            self.signal = self.signal or signal.SIGTERM
-            return True
-        return self.signal is not None and jax.process_count() == 1
+        if jax.process_count() > 1:
+            self._stopped = multihost_utils.reached_preemption_sync_point(step)
+            if self._stopped:
+                self.signal = self.signal or signal.SIGTERM
+        else:
+            self._stopped = self.signal is not None
+        return self._stopped
 
     @property
     def exit_code(self) -> int:
         """Exit code that tells a scheduler why the run ended: 0, 75 (preempted) or 130 (interrupted)."""
-        if self.signal is None:
+        if not self._stopped:
             return 0
         return EXIT_INTERRUPTED if self.signal == signal.SIGINT else EXIT_PREEMPTED

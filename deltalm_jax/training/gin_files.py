@@ -18,6 +18,7 @@ from typing import Any
 from gin import config_parser
 
 import configs
+from deltalm_jax.errors import UserError
 from deltalm_jax.model.config import ModelConfig
 from deltalm_jax.parallel.mesh import MeshConfig
 from deltalm_jax.training.config import Config, DataConfig, OptimizerConfig, TrainConfig
@@ -35,7 +36,7 @@ _COMMAND_LINE = "command line"
 _SHIPPED = pathlib.Path(configs.__path__[0])
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError, ValueError):
     """Something in a gin file or a `--gin.…` flag is wrong; the message says where and what to do."""
 
 

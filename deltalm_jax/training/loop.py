@@ -86,9 +86,9 @@ def train(config: Config, prepared: PreparedData, run_dir: pathlib.Path) -> int:
 
     saved = start
     with (
+        StopRequest() as stop_request,  # outermost: a second signal must not end the last save
         contextlib.closing(reporter),
         contextlib.closing(checkpoints),
-        StopRequest() as stop_request,
         Prefetcher(make_batch, start, stop, config.data.prefetch) as batches,
         jax.set_mesh(mesh),
     ):
@@ -109,6 +109,8 @@ def train(config: Config, prepared: PreparedData, run_dir: pathlib.Path) -> int:
             if saving:
                 checkpoints.save(step, state, about)
                 saved = step
+            if evaluating or saving:
+                reporter.restart_clock()
             if stopping:
                 break
     reporter.say(_last_words(stop_request, start, saved, config.train.steps, run_dir))
@@ -137,7 +139,7 @@ def _is_due(step: int, every: int) -> bool:
 
 
 def _last_words(stop_request: StopRequest, start: int, saved: int, steps: int, run_dir: pathlib.Path) -> str:
-    if stop_request.signal:
+    if stop_request.exit_code and stop_request.signal:
         name = stop_request.signal.name
         return f"{name}: stopped after step {saved:,}, checkpoint saved. Run the same command to go on."
     if saved == start:

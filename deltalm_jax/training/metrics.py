@@ -14,11 +14,12 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from deltalm_jax.errors import UserError
 from deltalm_jax.training.checkpoint import write_atomically
 from deltalm_jax.training.config import Config
 
 
-class NonFiniteError(RuntimeError):
+class NonFiniteError(UserError, RuntimeError):
     """The loss or the gradient is not a finite number any more."""
 
 
@@ -66,10 +67,13 @@ class Reporter:
         self._pending, self._tick = (step, metrics, now - self._tick, waited), now
 
     def flush(self, evaluation: dict[str, float]) -> None:
-        """Reports the last step now, with its validation if there was one; what follows is not billed to a step."""
+        """Reports the last step now, with its validation if there was one."""
         self._report(evaluation)
         for text in evaluation_lines(evaluation):
             self.say(text)
+
+    def restart_clock(self) -> None:
+        """What was done since the last step (validation, saving) is not billed to the next."""
         self._tick = time.perf_counter()
 
     def say(self, text: str) -> None:

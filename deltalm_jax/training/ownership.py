@@ -12,9 +12,11 @@ from collections.abc import Iterator
 
 import jax
 
+from deltalm_jax.errors import UserError
 
-class RunInUseError(RuntimeError):
-    """Another process is training in the run directory."""
+
+class RunDirectoryError(UserError, RuntimeError):
+    """The run directory cannot be used, or another process is training in it."""
 
 
 @contextlib.contextmanager
@@ -24,9 +26,12 @@ def owned(run_dir: pathlib.Path) -> Iterator[None]:
     The lock is the operating system's (`flock`): it ends with the process, however that ends, so none is ever stale.
 
     Raises:
-      RunInUseError: names host, process and start of the run that holds it.
+      RunDirectoryError: it cannot be made, or is in use; names host, process and start of the run that holds it.
     """
-    run_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunDirectoryError(f"--run_dir={run_dir} cannot be made: {error}") from error
     if jax.process_index() != 0:  # the first process of several writes for all
         yield
         return
@@ -35,7 +40,7 @@ def owned(run_dir: pathlib.Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            raise RunInUseError(
+            raise RunDirectoryError(
                 f"{run_dir} is in use by another run ({file.read().strip()}): wait for it, stop it, or choose another "
                 "--run_dir"
             ) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import pathlib
 import shlex
 import subprocess
@@ -10,7 +11,8 @@ import sys
 from deltalm_jax.data.chunks import MANIFEST, PreparedData, PreparedDataError
 from deltalm_jax.training.config import SAMPLE, Config
 
-_CORPUS_SUFFIXES = (".xz", ".gz", ".tsv", ".txt", ".zip")
+_CORPUS_SUFFIXES = (".xz", ".gz", ".tsv", ".txt")
+SAMPLE_VOCABULARY = pathlib.Path(__file__).parents[2] / "tasks" / "sample" / "vocabulary.model"
 
 
 def prepared_folder(config: Config) -> pathlib.Path:
@@ -97,6 +99,13 @@ def check(config: Config, prepared: PreparedData) -> None:
                 f"{name} is {wanted!r}, but {prepared.folder} was prepared with {found!r}: change one, or prepare again "
                 f"into another folder (DataConfig.prepared_dir)"
             )
+    model = SAMPLE_VOCABULARY if data.vocabulary == SAMPLE else pathlib.Path(data.vocabulary or "")
+    if model.is_file() and hashlib.sha256(model.read_bytes()).hexdigest() != manifest["vocabulary"]["sha256"]:
+        raise PreparedDataError(
+            f"DataConfig.vocabulary is {model}, but {prepared.folder} was prepared with another model "
+            f"({manifest['vocabulary']['file']}, sha256 {manifest['vocabulary']['sha256'][:12]}…): prepare again into "
+            "another folder (DataConfig.prepared_dir), or name that model"
+        )
     if data.languages is not None:
         held = {task.language for task in prepared.tasks}
         if missing := set(data.languages) ^ held:

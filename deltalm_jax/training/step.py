@@ -24,7 +24,7 @@ from jax.sharding import Mesh
 
 from deltalm_jax.model.config import PAD_ID, ModelConfig
 from deltalm_jax.model.deltalm import hidden_states, init_params, shift_right
-from deltalm_jax.parallel.sharding import batch_sharding, state_shardings
+from deltalm_jax.parallel.sharding import batch_sharding, map_over_batch, state_shardings
 from deltalm_jax.training.loss import token_nll, weighted_nll
 from deltalm_jax.training.optimizer import OptimizerConfig, learning_rate, make_optimizer
 
@@ -76,6 +76,13 @@ def make_train_step(
     """
     transformation = make_optimizer(optimizer)
 
+    def sum_nll(hidden_BTD: jax.Array, table_VD: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array) -> jax.Array:
+        return weighted_nll(hidden_BTD, table_VD, targets_BT, weights_BT, model.vocab_size, loss_block_tokens)[None]
+
+    # Each device scores its own rows, block by block. Left to the partitioner, every block would end in a sum over all
+    # devices of the whole table's gradient; so it is made once, where the table enters.
+    sum_nll_by_shard = map_over_batch(sum_nll, mesh, split=(True, False, True, True))
+
     def loss_fn(params: Any, batch: Any, step: jax.Array) -> tuple[jax.Array, Metrics]:
         table_VD = params["token_embedding"].astype(compute_dtype)
         sums: Metrics = {}
@@ -91,9 +98,7 @@ def make_train_step(
             )
             weights_BT = (arrays["targets"] != PAD_ID).astype(jnp.float32)
             counts[group] = jnp.sum(weights_BT)
-            sums[group] = weighted_nll(
-                hidden_BTD, table_VD, arrays["targets"], weights_BT, model.vocab_size, loss_block_tokens
-            )
+            sums[group] = jnp.sum(sum_nll_by_shard(hidden_BTD, table_VD, arrays["targets"], weights_BT))
         total = jnp.sum(jnp.stack([*counts.values()]))
         loss = jnp.sum(jnp.stack([*sums.values()])) / jnp.maximum(total, 1.0)
         metrics = {f"loss/{g}": sums[g] / jnp.maximum(counts[g], 1.0) for g in sums}
@@ -139,13 +144,18 @@ def make_eval_step(
       are not sentinels.
     """
 
+    def score(hidden_BTD: jax.Array, table_VD: jax.Array, targets_BT: jax.Array) -> jax.Array:
+        return token_nll(hidden_BTD, table_VD, targets_BT, model.vocab_size, loss_block_tokens)
+
+    score_by_shard = map_over_batch(score, mesh, split=(True, False, True))
+
     def eval_step(params: Any, arrays: Any) -> Metrics:
         targets_BT = arrays["targets"]
         hidden_BTD = hidden_states(
             model, params, arrays["inputs"], shift_right(targets_BT), dropout_key=None, compute_dtype=compute_dtype
         )
         table_VD = params["token_embedding"].astype(compute_dtype)
-        nll_BT = token_nll(hidden_BTD, table_VD, targets_BT, model.vocab_size, loss_block_tokens)
+        nll_BT = score_by_shard(hidden_BTD, table_VD, targets_BT)
         real_BT = targets_BT != PAD_ID
         text_BT = real_BT & ((targets_BT < sentinels[0]) | (targets_BT >= sentinels[1]))
         return {

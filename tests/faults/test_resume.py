@@ -41,7 +41,7 @@ def undisturbed(place):
 def assert_same_run(ours, theirs, step=40):
     ours_lines, theirs_lines = runs.metrics(ours), runs.metrics(theirs)
     assert [line["step"] for line in ours_lines] == list(range(1, step + 1))
-    for a, b in zip(ours_lines, theirs_lines, strict=False):
+    for a, b in zip(ours_lines, theirs_lines[:step], strict=True):
         assert {k: a[k] for k in SAME} == {k: b[k] for k in SAME}
         assert {k: v for k, v in a.items() if k.startswith("eval/")} == {
             k: v for k, v in b.items() if k.startswith("eval/")
@@ -114,6 +114,29 @@ def test_sigterm_saves_and_is_bit_equal(place, undisturbed):
     again = runs.run(place / "terminated", place / "data", cache=place / "cache")
     assert f"resuming at step {saved}" in again.stdout, again.stdout + again.stderr
     assert_same_run(place / "terminated", undisturbed)
+
+
+def test_a_second_sigterm_does_not_end_the_last_save(place, undisturbed):
+    """Launchers often send two. The save is made slow, so that the second falls into it."""
+    script = (
+        "import sys, time; from deltalm_jax.training.checkpoint import Checkpoints as C; commit = C._commit;"
+        "C._commit = lambda *a: (print('committing', flush=True), time.sleep(2), commit(*a));"
+        "from deltalm_jax.train import main; sys.exit(main(sys.argv[1:]))"
+    )
+    arguments = runs.command(place / "twice", place / "data", "TrainConfig.checkpoint_every=1000")
+    process = subprocess.Popen(
+        [arguments[0], "-c", script, *arguments[3:]], env=runs.environment(place / "cache"), cwd=place, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    wait_for_step(process, place / "twice", 3)
+    process.send_signal(signal.SIGTERM)
+    for line in process.stdout:
+        if line.startswith("committing"):
+            break
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 75, out
+    assert len(list((place / "twice" / "checkpoints").glob("*/record.json"))) == 1
 
 
 def test_a_second_run_in_the_same_directory_is_refused(place, undisturbed):

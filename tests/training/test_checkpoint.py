@@ -81,6 +81,23 @@ def test_keep_rules(checkpoints):
     assert checkpoints.steps() == [10, 20, 30, 35], "the newest two, and multiples of ten for good"
 
 
+def test_a_damaged_later_step_does_not_push_out_the_one_just_saved(tmp_path, warnings):
+    """Keep one; 40 is damaged, so the run went back to 35 and now saves 37."""
+    state = make_state(make_mesh(MeshConfig()))
+    both = Checkpoints(tmp_path, 2, None, warnings.append)
+    for step in (35, 40):
+        both.save(step, state, {})
+    both.close()
+    (tmp_path / "40" / "record.json").write_text("{")
+    (tmp_path / "33").mkdir()  # left by a kill in the middle of a save
+    one = Checkpoints(tmp_path, 1, None, warnings.append)
+    assert one.latest()["step"] == 35
+    one.save(37, state, {})
+    one.close()
+    assert [p.name for p in tmp_path.iterdir()] == ["37"]
+    assert one.latest()["step"] == 37
+
+
 def test_no_checkpoint_is_none(checkpoints):
     assert checkpoints.latest() is None
 
