@@ -99,8 +99,7 @@ def prepare(
 
     Raises:
       PreparationError: inputs that are missing, empty or damaged; an output that is there and differs, or is being
-        written by another process; a failure of a worker. Nothing is left of the output then.
-      ValueError: settings that cannot be.
+        written by another process; settings that cannot be; a failure of a worker. Nothing is left of the output then.
     """
     output = Path(os.path.abspath(output))
     _check_settings(inputs, vocabulary, chunk_length, validation_fraction, block_bytes, blocks_per_shard)
