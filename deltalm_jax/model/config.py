@@ -84,11 +84,6 @@ class ModelConfig:
         _check_choice("compute_dtype", self.compute_dtype, COMPUTE_DTYPES)
 
     @property
-    def head_size(self) -> int:
-        """Width of one attention head (K)."""
-        return self.hidden_size // self.num_heads
-
-    @property
     def num_positions(self) -> int:
         """Rows of each position table: one per token, and the two that belong to no token."""
         return self.max_length + RESERVED_POSITIONS

@@ -18,8 +18,8 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-import xxhash
 
+from deltalm_jax.data.shards import digest_file, sync
 from deltalm_jax.errors import UserError
 from deltalm_jax.parallel.sharding import path_name
 
@@ -135,7 +135,7 @@ class Checkpoints:
                 raise CheckpointError(f"{path} is missing")
             if path.stat().st_size != wanted["bytes"]:
                 raise CheckpointError(f"{path} has {path.stat().st_size} bytes, its record says {wanted['bytes']}")
-            if _digest(path) != wanted["xxh3"]:
+            if digest_file(path) != wanted["xxh3"]:
                 raise CheckpointError(f"the content of {path} has changed since it was written (digest differs)")
         return record
 
@@ -167,8 +167,10 @@ class Checkpoints:
         if jax.process_index() != 0:
             return
         paths = sorted(p for p in (folder / "state").rglob("*") if p.is_file())
+        for path in paths:  # the record must not reach the disk before what it vouches for
+            sync(path)
         record["files"] = {
-            str(p.relative_to(folder)): {"bytes": p.stat().st_size, "xxh3": _digest(p, sync=True)} for p in paths
+            str(p.relative_to(folder)): {"bytes": p.stat().st_size, "xxh3": digest_file(p)} for p in paths
         }
         write_atomically(folder / "record.json", json.dumps(record, indent=1))
         self._prune(record["step"])
@@ -194,26 +196,10 @@ class Checkpoints:
 def write_atomically(path: pathlib.Path, text: str) -> None:
     """Writes a text file so that, whatever happens, it has either the old or the whole new content."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    temporary.write_text(text, encoding="utf-8")
+    sync(temporary)
     temporary.replace(path)
-    descriptor = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _digest(path: pathlib.Path, sync: bool = False) -> str:
-    hasher = xxhash.xxh3_64()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 22):
-            hasher.update(block)
-        if sync:  # the record must not reach the disk before what it vouches for
-            os.fsync(file.fileno())
-    return hasher.hexdigest()
+    sync(path.parent)
 
 
 def _leaves(tree: Any) -> dict[str, list[Any]]:

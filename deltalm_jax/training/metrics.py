@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import pathlib
 import time
 from typing import Any
@@ -120,9 +119,7 @@ class MetricsFile:
                         kept.append(line + b"\n")
                 except (ValueError, KeyError):  # a kill can leave half a line at the end
                     continue
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        temporary.write_bytes(b"".join(kept))
-        temporary.replace(path)
+        write_atomically(path, b"".join(kept).decode("utf-8"))
         self._file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 - lives as long as the run
 
     def write(self, line: dict[str, Any]) -> None:
