@@ -10,7 +10,9 @@ from deltalm_jax.fields import check_types, is_operational, operational
 from deltalm_jax.model.config import ModelConfig
 from deltalm_jax.objectives import OBJECTIVES
 from deltalm_jax.parallel.mesh import MeshConfig
+from deltalm_jax.training.loss import LossConfig
 from deltalm_jax.training.optimizer import OptimizerConfig
+from deltalm_jax.training.step import DECODER_STARTS
 
 SAMPLE = "sample"
 
@@ -33,6 +35,8 @@ class DataConfig:
       mean_span_lengths: mean length of masked spans in tokens (paper: 3).
       sampling_exponents: a language's rate is proportional to (its tokens) ** exponent. Not stated; XLM-R and mT5 used
         0.3.
+      decoder_start: "eos": the decoder starts from `</s>` and every target is predicted. "first_target": it starts from
+        the first target, the first sentinel, which is then not predicted, as in the DeltaLM group's later loader.
       prepare_limit_mb: `train` prepares corpora up to this compressed size by itself; above, it prints the command.
       prefetch: batches made ahead of the step.
     """
@@ -47,6 +51,7 @@ class DataConfig:
     noise_densities: dict[str, float] = dataclasses.field(default_factory=lambda: _each(0.15, 0.5))
     mean_span_lengths: dict[str, float] = dataclasses.field(default_factory=lambda: _each(3.0, 3.0))
     sampling_exponents: dict[str, float] = dataclasses.field(default_factory=lambda: _each(0.3, 0.3))
+    decoder_start: str = "eos"
     prepare_limit_mb: float = operational(200.0)
     prefetch: int = operational(2)
 
@@ -67,6 +72,10 @@ class DataConfig:
         for name, size in self.objective_batch_sizes.items():
             if size < 1:
                 raise ValueError(f"DataConfig.objective_batch_sizes[{name!r}] must be at least 1, found {size}")
+        if self.decoder_start not in DECODER_STARTS:
+            raise ValueError(
+                f"DataConfig.decoder_start must be one of {', '.join(DECODER_STARTS)}, found {self.decoder_start!r}"
+            )
         for name in ("data_dir", "prepared_dir"):
             if "://" in (getattr(self, name) or ""):
                 raise ValueError(
@@ -108,7 +117,9 @@ class TrainConfig:
       eval_every: steps between validations; the last step is always validated; 0 is never.
       eval_batches: validation batches of each objective at most.
       log_every: steps between lines of progress where there is no terminal. `metrics.jsonl` has every step.
-      loss_block_tokens: target tokens whose logits a device holds at a time: this × vocabulary × 4 bytes.
+      accumulation_steps: microbatches that the batch is worked off in, for less memory; loss and update are the same
+        (to rounding; dropout draws other masks). Each batch size must divide by this times the devices that share it.
+      tensorboard: whether the numbers of `metrics.jsonl` also go to RUN_DIR/tensorboard.
       compilation_cache: whether compiled steps are kept in the run directory, so that a restart is quick.
     """
 
@@ -122,12 +133,20 @@ class TrainConfig:
     eval_every: int = operational(5000)
     eval_batches: int = operational(16)
     log_every: int = operational(50)
-    loss_block_tokens: int = operational(4096)
+    accumulation_steps: int = operational(1)
+    tensorboard: bool = operational(True)
     compilation_cache: bool = operational(True)
 
     def __post_init__(self) -> None:
         check_types(self)
-        for name in ("steps", "checkpoint_every", "keep_checkpoints", "eval_batches", "log_every", "loss_block_tokens"):
+        for name in (
+            "steps",
+            "checkpoint_every",
+            "keep_checkpoints",
+            "eval_batches",
+            "log_every",
+            "accumulation_steps",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"TrainConfig.{name} must be at least 1, found {getattr(self, name)}")
         for name in ("seed", "eval_every"):
@@ -157,6 +176,7 @@ class Config:
     model: ModelConfig
     data: DataConfig
     optimizer: OptimizerConfig
+    loss: LossConfig
     mesh: MeshConfig
     train: TrainConfig
     origins: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -167,6 +187,13 @@ class Config:
                 f"DataConfig.chunk_length is {length}, but ModelConfig.max_length has positions for "
                 f"{self.model.max_length} tokens only: lower the first or raise the second"
             )
+        if unknown := set(self.loss.objective_weights) - set(self.data.objective_batch_sizes):
+            raise ValueError(
+                f"LossConfig.objective_weights names {', '.join(sorted(unknown))}, but the objectives are "
+                f"{', '.join(self.data.objective_batch_sizes)} (DataConfig.objective_batch_sizes)"
+            )
+        if not any(self.loss.objective_weights.get(name, 1.0) for name in self.data.objective_batch_sizes):
+            raise ValueError("LossConfig.objective_weights are all 0: nothing would be learned")
         if self.train.stop_at_step is not None and self.train.stop_at_step > self.train.steps:
             raise ValueError(
                 f"TrainConfig.stop_at_step ({self.train.stop_at_step}) lies beyond TrainConfig.steps ({self.train.steps})"
@@ -174,7 +201,7 @@ class Config:
 
     def sections(self) -> dict[str, Any]:
         """{class name: instance}, in the order they are shown."""
-        parts = (self.model, self.data, self.optimizer, self.mesh, self.train)
+        parts = (self.model, self.data, self.optimizer, self.loss, self.mesh, self.train)
         return {type(part).__name__: part for part in parts}
 
     def values(self) -> dict[str, Any]:
