@@ -96,7 +96,8 @@ def _flops(config: ModelConfig, batch: int, encoder_length: int, decoder_length:
     # Weights that each token meets. Cross-attention makes keys and values from encoder tokens, in every decoder layer.
     encoder_token = config.num_encoder_layers * (4 * square + feed_forward)
     encoder_token += config.num_decoder_layers * 2 * square
-    decoder_token = config.num_decoder_layers * (4 * square + feed_forward + 2 * square + feed_forward)
+    feed_forwards = 2 if config.decoder == "interleaved" else 1
+    decoder_token = config.num_decoder_layers * (4 * square + 2 * square + feed_forwards * feed_forward)
     linear = encoder_token * encoder_length + decoder_token * decoder_length
     head = hidden * config.vocab_size * decoder_length
 

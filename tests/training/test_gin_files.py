@@ -39,12 +39,28 @@ def test_the_base_config_is_the_papers():
     assert (config.optimizer.beta1, config.optimizer.beta2, config.optimizer.warmup_steps) == (0.9, 0.999, 10_000)
     shapes = {n: o.corruption.lengths(config.data.chunk_length) for n, o in config.data.objectives().items()}
     assert shapes == {"span_corruption": (461, 101), "translation_span_corruption": (341, 341)}
-    remat = dataclasses.replace(PRESETS["base"], remat=config.model.remat)
-    assert config.model == remat
 
 
-def test_the_small_config_is_the_preset():
-    assert load(["pretrain_small.gin"]).model == PRESETS["small"]
+@pytest.mark.parametrize(
+    ("file", "preset", "remat", "overrides"),
+    [
+        ("pretrain_tiny.gin", "tiny", "none", ["ModelConfig.max_length=512"]),
+        ("pretrain_small.gin", "small", "none", []),
+        ("pretrain_base.gin", "base", "full", []),
+        ("pretrain_large.gin", "large_from_xlmr", "full", []),
+        ("pretrain_large.gin", "large", "full", ["ModelConfig.embedding_layer_norm=False"]),
+    ],
+)
+def test_files_and_presets_agree(file: str, preset: str, remat: str, overrides: list[str]):
+    assert load([file], overrides).model == dataclasses.replace(PRESETS[preset], remat=remat)
+
+
+def test_large_is_base_but_for_its_size_and_half_the_learning_rate():
+    base, large = load(["pretrain_base.gin"]), load(["pretrain_large.gin"])
+    assert large.data == base.data
+    assert dataclasses.replace(large.optimizer, learning_rate=2e-4) == base.optimizer
+    assert large.optimizer.learning_rate == 1e-4
+    assert large.train == base.train
 
 
 def test_later_layers_win_and_origins_are_kept(write):
@@ -145,4 +161,4 @@ def test_identity_holds_what_a_resume_must_not_change():
 def test_every_field_of_the_model_is_identity_but_how_it_is_computed():
     identity = load(["pretrain_tiny.gin"]).identity()
     free = {f"ModelConfig.{f.name}" for f in dataclasses.fields(ModelConfig)} - identity.keys()
-    assert free == {"ModelConfig.remat", "ModelConfig.scan_unroll"}
+    assert free == {"ModelConfig.remat", "ModelConfig.scan_layers"}
