@@ -29,6 +29,7 @@ from absl import logging
 
 from deltalm_jax.data.stream import sampling_rates
 from deltalm_jax.data.vocabulary import Vocabulary
+from deltalm_jax.objectives import SpanCorruption, make_objective
 from tasks.corpora import CORPORA, SAMPLE_DIR, CorpusFile, find_files, task_name
 from tasks.preprocessors import corrupt, cut_into_chunks
 from tasks.source import CorpusDataSource
@@ -50,6 +51,8 @@ def register(
     *,
     prepared: str | Path | Mapping[str, Any] | None = None,
     chunk_length: int = CHUNK_LENGTH,
+    sizing: str = "raw",
+    mask_sides: str = "both",
     sampling_exponent: float = SAMPLING_EXPONENT,
     translation_sampling_exponent: float = TRANSLATION_SAMPLING_EXPONENT,
     objective_batch_sizes: Mapping[str, int] | None = None,
@@ -61,7 +64,7 @@ def register(
       vocabulary: a vocabulary or the path of its SentencePiece model; None: the sample's 8,000 pieces.
       languages: only these; each must be in one corpus at least. Default: all.
       prepared: folder of prepared data, or its manifest, for token counts.
-      chunk_length: tokens in a chunk, before corruption.
+      chunk_length, sizing, mask_sides: as in `deltalm_jax.training.config.DataConfig`.
       sampling_exponent: of the rates among the languages of span corruption.
       translation_sampling_exponent: of the rates among those of translation span corruption.
       objective_batch_sizes: examples of each objective in a batch; default `OBJECTIVE_BATCH_SIZES`.
@@ -97,9 +100,11 @@ def register(
     pretrain_rates: list[tuple[str, float]] = []
     for corpus_name, corpus_files in files.items():
         corpus = CORPORA[corpus_name]
+        corruption = make_objective(corpus.objective, sizing=sizing, mask_sides=mask_sides)
+        length = corruption.raw_length(chunk_length)
         names = [task_name(corpus_name, language) for language in corpus_files]
         for name, file in zip(names, corpus_files.values(), strict=True):
-            _add_task(name, CorpusDataSource(corpus, file), vocabulary, seqio_vocabulary, chunk_length)
+            _add_task(name, CorpusDataSource(corpus, file), vocabulary, seqio_vocabulary, corruption, length)
         rates = sampling_rates([tokens[name] for name in names], exponents[corpus.objective])
         weighted = [(name, float(rate)) for name, rate in zip(names, rates, strict=True)]
         mixtures.append(f"deltalm_{corpus.objective}")
@@ -168,6 +173,7 @@ def _add_task(
     source: CorpusDataSource,
     vocabulary: Vocabulary,
     seqio_vocabulary: seqio.Vocabulary,
+    corruption: SpanCorruption,
     chunk_length: int,
 ) -> None:
     feature = seqio.Feature(seqio_vocabulary, add_eos=False, dtype=tf.int32)
@@ -181,7 +187,7 @@ def _add_task(
             functools.partial(
                 corrupt,
                 name=name,
-                objective=source.corpus.objective,
+                corruption=corruption,
                 vocabulary=vocabulary,
                 chunk_length=chunk_length,
             ),

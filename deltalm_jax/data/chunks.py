@@ -26,7 +26,7 @@ from array_record.python import array_record_module
 from deltalm_jax.data.shards import Shard, decode_records, digest_file, sync
 from deltalm_jax.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 VOCABULARY_MODEL = "vocabulary.model"
 SPLITS = ("train", "validation")
@@ -110,7 +110,8 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
         raise PreparedDataError(f"{path}: damaged, not readable as JSON ({error}). Prepare again. {make}") from error
     if found_format != FORMAT:
         raise PreparedDataError(
-            f"{path}: format {found_format!r}, this version reads format {FORMAT}. Prepare again. {make}"
+            f"{path}: format {found_format!r}, this version reads format {FORMAT}. Prepare again, with --overwrite or into "
+            f"another folder. {make}"
         )
     if manifest.get("digest") != _manifest_digest(manifest):
         raise PreparedDataError(f"{path}: its digest does not match, it was changed or damaged. Prepare again. {make}")
@@ -130,7 +131,7 @@ class PreparedData:
     Attributes:
       folder: where it is.
       manifest: the parsed manifest; `manifest["digest"]` identifies the data.
-      chunk_length: L, ids in a full chunk.
+      chunk_lengths: ids in a full chunk, by objective.
       vocabulary_size: ids are below this.
       tasks: its tasks, in the manifest's order; a task's index is its place here.
     """
@@ -138,9 +139,10 @@ class PreparedData:
     def __init__(self, folder: Path, manifest: Mapping[str, Any], max_open_shards: int):
         self.folder = folder
         self.manifest = manifest
-        self.chunk_length = int(manifest["chunk_length"])
+        self.chunk_lengths = {str(name): int(length) for name, length in manifest["chunk_lengths"].items()}
         self.vocabulary_size = int(manifest["vocabulary"]["size"])
         self.tasks = tuple(_parse_task(name, entry) for name, entry in manifest["tasks"].items())
+        self._chunk_length_K = np.array([self.chunk_lengths[task.objective] for task in self.tasks], np.int64)
         self._tables = {split: _ShardTable(self.tasks, split) for split in SPLITS}
         self._readers: OrderedDict[str, Any] = OrderedDict()
         self._max_open_shards = max_open_shards
@@ -180,7 +182,8 @@ class PreparedData:
           chunk_B: int [B], chunk numbers within the task's split.
 
         Returns:
-          tokens_BL int32, L = chunk_length, padded with 0, and lengths_B int32.
+          tokens_BL int32, padded with 0, and lengths_B int32. L is the chunk length of the tasks' objective; of the
+          longest, where tasks of several are read together (or none).
 
         Raises:
           IndexError: no such task or chunk.
@@ -202,12 +205,14 @@ class PreparedData:
 
         advice = "The file is damaged; run verify() to find all such files and prepare the data again."
         try:
-            tokens_BL, lengths_B = decode_records(records, self.chunk_length)
+            limit_B = self._chunk_length_K[task_B]
+            width = int(limit_B.max(initial=0)) or max(self.chunk_lengths.values())
+            tokens_BL, lengths_B = decode_records(records, width, limit_B)
         except ValueError as error:
             raise PreparedDataError(f"{where(error.args[1])}: {error.args[0]}. {advice}") from error
         # Two passes over the batch without temporaries; the search for the place only where something is wrong.
         if tokens_BL.max(initial=0) >= self.vocabulary_size or np.count_nonzero(tokens_BL) != lengths_B.sum():
-            real_BL = np.arange(self.chunk_length) < lengths_B[:, None]
+            real_BL = np.arange(width) < lengths_B[:, None]
             row, column = np.argwhere((tokens_BL >= self.vocabulary_size) | (real_BL & (tokens_BL == 0)))[0]
             raise PreparedDataError(
                 f"{where(row)}: id {tokens_BL[row, column]} at position {column}, but ids lie in "

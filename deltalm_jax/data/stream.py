@@ -138,17 +138,17 @@ class Stream:
         self.sentinels = first, first + int(vocabulary["num_sentinels"])
         self._schedules = {name: _Schedule(name, o, prepared, seed) for name, o in self.objectives.items()}
         for name, objective in self.objectives.items():
-            needed = objective.corruption.max_sentinels(prepared.chunk_length)
+            needed = objective.corruption.max_sentinels(prepared.chunk_lengths[name])
             if needed > int(vocabulary["num_sentinels"]):
                 raise PreparedDataError(
-                    f"{name} of {prepared.chunk_length} tokens needs {needed} sentinels, but the vocabulary of "
+                    f"{name} of {prepared.chunk_lengths[name]} tokens needs {needed} sentinels, but the vocabulary of "
                     f"{prepared.folder} has {vocabulary['num_sentinels']}: lower the noise density or raise the mean span "
                     "length"
                 )
 
     def shapes(self) -> dict[str, tuple[int, int]]:
         """Per objective, the static lengths of `inputs` (S) and `targets` (T)."""
-        return {n: o.corruption.lengths(self.prepared.chunk_length) for n, o in self.objectives.items()}
+        return {n: o.corruption.lengths(self.prepared.chunk_lengths[n]) for n, o in self.objectives.items()}
 
     def batch(self, step: int, rows: Mapping[str, Rows] | None = None, only: str | None = None) -> Batch:
         """The batch of a step, or this process's rows of it.
@@ -235,6 +235,6 @@ class Stream:
             keys_B,
             sentinel_start=self.sentinels[0],
             num_sentinels=self.sentinels[1] - self.sentinels[0],
-            chunk_length=self.prepared.chunk_length,
+            chunk_length=self.prepared.chunk_lengths[name],
         )
         return {"inputs": corrupted.inputs_BS, "targets": corrupted.targets_BT}

@@ -32,6 +32,31 @@ def mix(x: np.ndarray | np.uint64) -> np.ndarray:
         return z ^ (z >> np.uint64(31))
 
 
+def random_words(keys_B: np.ndarray, count: int) -> np.ndarray:
+    """The first `count` outputs of SplitMix64 seeded with each key.
+
+    Word c of a row is `mix(key + c * increment)`: it depends on its key and place alone, however many are asked for.
+
+    Args:
+      keys_B: uint64 [B]; hashed ones, so that no two rows are near each other in the generator's sequence.
+      count: words a row.
+
+    Returns:
+      uint64 [B, count].
+    """
+    z = keys_B[:, None] + np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN
+    # The same as `mix`, in place: two buffers instead of eight. Whole arrays of uint64 wrap without a warning.
+    scratch = z >> np.uint64(30)
+    z ^= scratch
+    z *= _MIX_1
+    np.right_shift(z, np.uint64(27), out=scratch)
+    z ^= scratch
+    z *= _MIX_2
+    np.right_shift(z, np.uint64(31), out=scratch)
+    z ^= scratch
+    return z
+
+
 def hash_keys(*parts: np.ndarray | np.uint64 | int) -> np.ndarray:
     """Hash of a tuple of integers, elementwise over broadcast arrays.
 

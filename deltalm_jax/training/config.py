@@ -6,9 +6,10 @@ import dataclasses
 from typing import Any
 
 from deltalm_jax.data.stream import Objective
+from deltalm_jax.data.vocabulary import DEFAULT_NUM_SENTINELS
 from deltalm_jax.fields import check_types, is_operational, operational
 from deltalm_jax.model.config import ModelConfig
-from deltalm_jax.objectives import OBJECTIVES
+from deltalm_jax.objectives import OBJECTIVES, make_objective
 from deltalm_jax.parallel.mesh import MeshConfig
 from deltalm_jax.training.loss import LossConfig
 from deltalm_jax.training.optimizer import OptimizerConfig
@@ -28,7 +29,14 @@ class DataConfig:
       vocabulary: SentencePiece model file, or "sample" for the shipped sample's.
       prepared_dir: where the prepared data lies; None is `prepared/<gin name>` in the working directory.
       languages: codes to restrict the mixture to; None takes every language found in `data_dir`.
-      chunk_length: raw tokens in an example (paper: 512).
+      chunk_length: tokens in a full example (paper: 512). What it measures is said by `sizing`.
+      sizing: "raw": `chunk_length` is the text's, before corruption (512 gives inputs of 461 and 341), as in the group's
+        later loader. "t5": it is the corrupted inputs', closed by `</s>`, and the text is as much longer as fills them
+        (568 tokens at 15 %, 766 at 50 %); counts are rounded as in T5.
+      mask_sides: of translation pairs, "both" sides are masked (DeltaLM's figure) or "one", chosen by a coin for each
+        pair (mT6).
+      num_sentinels: sentinels of the vocabulary: the most spans an example can have. The released model has 100;
+        inputs of 512 tokens by T5's sizing at 50 % need 128, and one-side masking of 512 tokens 127.
       objective_batch_sizes: examples of each objective in a global batch: the only ratio between objectives. The paper
         gives their sum, 2,048; the ratio is not stated.
       noise_densities: share of tokens masked (paper: 15 % and 50 %).
@@ -47,6 +55,9 @@ class DataConfig:
     prepared_dir: str | None = operational(None)
     languages: tuple[str, ...] | None = None
     chunk_length: int = 512
+    sizing: str = "raw"
+    mask_sides: str = "both"
+    num_sentinels: int = DEFAULT_NUM_SENTINELS
     objective_batch_sizes: dict[str, int] = dataclasses.field(default_factory=lambda: _each(1024, 1024))
     noise_densities: dict[str, float] = dataclasses.field(default_factory=lambda: _each(0.15, 0.5))
     mean_span_lengths: dict[str, float] = dataclasses.field(default_factory=lambda: _each(3.0, 3.0))
@@ -82,18 +93,48 @@ class DataConfig:
                     f"DataConfig.{name} must be a folder of a file system that every process sees, found "
                     f"{getattr(self, name)!r}"
                 )
-        self.objectives()  # checks densities and span lengths
+        if self.mask_sides != "both" and "translation_span_corruption" not in self.objective_batch_sizes:
+            raise ValueError(
+                f"DataConfig.mask_sides is {self.mask_sides!r}, but translation_span_corruption, which alone has sides, "
+                "is not among DataConfig.objective_batch_sizes"
+            )
+        try:
+            objectives, raw_lengths = self.objectives(), self.raw_lengths()
+        except ValueError as error:  # densities, span lengths, sizing, sides: named as the fields are
+            raise ValueError(f"DataConfig: {error}") from error
+        for name, objective in objectives.items():
+            if (needed := objective.corruption.max_sentinels(raw_lengths[name])) > self.num_sentinels:
+                raise ValueError(
+                    f"{name} of up to {raw_lengths[name]} tokens needs {needed} sentinels, but DataConfig.num_sentinels is "
+                    f"{self.num_sentinels}: raise it (the data is then prepared with as many, and ModelConfig.vocab_size "
+                    "grows), lower DataConfig.chunk_length or the noise density, or raise the mean span length"
+                )
 
     def objectives(self) -> dict[str, Objective]:
         """How each objective is drawn, in the order of `objective_batch_sizes`."""
         return {
             name: Objective(
-                OBJECTIVES[name](self.noise_densities[name], self.mean_span_lengths[name]),
+                make_objective(
+                    name,
+                    noise_density=self.noise_densities[name],
+                    mean_span_length=self.mean_span_lengths[name],
+                    sizing=self.sizing,
+                    mask_sides=self.mask_sides,
+                ),
                 batch_size,
                 self.sampling_exponents[name],
             )
             for name, batch_size in self.objective_batch_sizes.items()
         }
+
+    def raw_lengths(self) -> dict[str, int]:
+        """Per objective, tokens in a full chunk before corruption: the length its data is prepared with."""
+        return {n: o.corruption.raw_length(self.chunk_length) for n, o in self.objectives().items()}
+
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """Per objective, the static lengths of inputs and targets."""
+        raw = self.raw_lengths()
+        return {n: o.corruption.lengths(raw[n]) for n, o in self.objectives().items()}
 
 
 def _each(span_corruption: Any, translation_span_corruption: Any) -> dict[str, Any]:
@@ -182,11 +223,13 @@ class Config:
     origins: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if (length := self.data.chunk_length) > self.model.max_length:
-            raise ValueError(
-                f"DataConfig.chunk_length is {length}, but ModelConfig.max_length has positions for "
-                f"{self.model.max_length} tokens only: lower the first or raise the second"
-            )
+        for name, (inputs, targets) in self.data.shapes().items():
+            if max(inputs, targets) > self.model.max_length:
+                raise ValueError(
+                    f"DataConfig.chunk_length is {self.data.chunk_length}, which gives {name} inputs of up to {inputs} and "
+                    f"targets of up to {targets} tokens, but ModelConfig.max_length has positions for "
+                    f"{self.model.max_length} tokens only: lower the first or raise the second"
+                )
         if unknown := set(self.loss.objective_weights) - set(self.data.objective_batch_sizes):
             raise ValueError(
                 f"LossConfig.objective_weights names {', '.join(sorted(unknown))}, but the objectives are "

@@ -89,6 +89,7 @@ def _print_step(console: Console, config: Config) -> None:
     table = Table(
         "objective",
         "batch",
+        "raw tokens",
         "inputs",
         "targets",
         "share of targets",
@@ -96,12 +97,12 @@ def _print_step(console: Console, config: Config) -> None:
         title_justify="left",
         box=None,
     )
-    shapes = {n: o.corruption.lengths(config.data.chunk_length) for n, o in config.data.objectives().items()}
+    shapes, raw_lengths = config.data.shapes(), config.data.raw_lengths()
     batch_sizes = config.data.objective_batch_sizes
     total = sum(batch_sizes[n] * t for n, (_, t) in shapes.items())
     for name, (inputs, targets) in shapes.items():
         share = batch_sizes[name] * targets / total
-        table.add_row(name, f"{batch_sizes[name]:,}", str(inputs), str(targets), f"{share:.1%}")
+        table.add_row(name, f"{batch_sizes[name]:,}", str(raw_lengths[name]), str(inputs), str(targets), f"{share:.1%}")
     console.print(table)
     flops = flops_per_step(config.model, {n: (batch_sizes[n], *shapes[n]) for n in shapes})
     dtype = resolve_compute_dtype(config.model, jax.default_backend())
@@ -139,12 +140,13 @@ def _sample_examples(config: Config) -> Iterator[Example]:
 
     given = config.data.vocabulary
     own = given not in (None, SAMPLE) and pathlib.Path(str(given)).is_file()
-    vocabulary = Vocabulary.load(str(given) if own else SAMPLE_DIR / "vocabulary.model")
+    model = str(given) if own else SAMPLE_DIR / "vocabulary.model"
+    vocabulary = Vocabulary.load(model, num_sentinels=config.data.num_sentinels)
     label = "the shipped sample's text" + ("" if own or given == SAMPLE else " and vocabulary")
-    length = config.data.chunk_length
     for name, objective in config.data.objectives().items():
         (corpus,) = (c for c in CORPORA.values() if c.objective == name)
         language, file = next(iter(find_files(None, corpus.name, ["fr"]).items()))
+        length = config.data.raw_lengths()[name]
         items = list(itertools.islice(read_split(corpus, file, "train"), 200))
         if corpus.unit == "documents":
             chunks = join_and_cut([vocabulary.encode_batch(d) for d in items], length)

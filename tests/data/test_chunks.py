@@ -21,9 +21,14 @@ from deltalm_jax.data.chunks import PreparedData, PreparedDataError, write_manif
 from deltalm_jax.data.shards import MAX_ID, decode_records, digest_file, encode_record, write_shard
 
 LENGTH, VOCABULARY = 16, 500
+LENGTHS = {"span_corruption": LENGTH, "translation_span_corruption": 20}
 Chunk = list[int]
 # task -> split -> shards -> chunks
 Contents = dict[str, dict[str, list[list[Chunk]]]]
+
+
+def objective_of(name: str) -> str:
+    return "translation_span_corruption" if name.startswith("ccaligned") else "span_corruption"
 
 
 def make(folder: Path, contents: Contents) -> Path:
@@ -45,13 +50,13 @@ def make(folder: Path, contents: Contents) -> Path:
                 "documents": 1,
                 "tokens": tokens,
                 "chunks": len(flat),
-                "padding": LENGTH * len(flat) - tokens,
+                "padding": LENGTHS[objective_of(name)] * len(flat) - tokens,
                 "dropped": {},
                 "shards": [asdict(shard) for shard in written],
             }
-        tasks[name] = {"objective": "span_corruption", "language": name[-2:], "splits": entries}
+        tasks[name] = {"objective": objective_of(name), "language": name[-2:], "splits": entries}
     vocabulary = {"size": VOCABULARY, "sha256": hashlib.sha256(model).hexdigest()}
-    write_manifest(folder, {"mixture": "m", "chunk_length": LENGTH, "vocabulary": vocabulary, "tasks": tasks})
+    write_manifest(folder, {"mixture": "m", "chunk_lengths": LENGTHS, "vocabulary": vocabulary, "tasks": tasks})
     return folder
 
 
@@ -126,9 +131,31 @@ def test_read_returns_the_chunks_asked_for_in_that_order(folder: Path) -> None:
                 assert length == len(expected)
 
 
+def test_rows_are_as_wide_as_the_objectives_chunks(tmp_path: Path) -> None:
+    long, short = list(range(1, 21)), [5] * LENGTH
+    data = PreparedData.open(
+        make(tmp_path / "p", {"cc100_de": {"train": [[short]]}, "ccaligned_de": {"train": [[long]]}})
+    )
+    assert data.chunk_lengths == LENGTHS
+    for tasks, width in (([0], LENGTH), ([1, 1], 20), ([1, 0], 20)):
+        tokens_BL, lengths_B = data.read("train", np.array(tasks), np.zeros(len(tasks), int))
+        assert tokens_BL.shape == (len(tasks), width)
+        for task, row, length in zip(tasks, tokens_BL, lengths_B, strict=True):
+            assert row[:length].tolist() == [short, long][task]
+            assert not row[length:].any()
+
+
+def test_a_chunk_too_long_for_its_own_objective_is_damage(tmp_path: Path) -> None:
+    """Also where a batch with longer chunks of another objective would have room for it."""
+    contents = {"cc100_de": {"train": [[[7] * 20]]}, "ccaligned_de": {"train": [[[7] * 20]]}}
+    data = PreparedData.open(make(tmp_path / "p", contents))
+    with pytest.raises(PreparedDataError, match="task cc100_de, .*a record of 60 bytes is not 1 to 16 ids"):
+        data.read("train", np.array([1, 0]), np.array([0, 0]))
+
+
 def test_reading_nothing(folder: Path) -> None:
     tokens_BL, lengths_B = PreparedData.open(folder).read("train", np.zeros(0, int), np.zeros(0, int))
-    assert tokens_BL.shape == (0, LENGTH)
+    assert tokens_BL.shape == (0, 20)
     assert lengths_B.shape == (0,)
 
 
@@ -187,7 +214,7 @@ def test_unfinished_folder_is_refused(folder: Path) -> None:
     [
         ('"chunks": 5', '"chunks": 6', "digest does not match"),
         ('"mixture": "m"', '"mixture": "n"', "digest does not match"),
-        ('"format": 1', '"format": 2', "format 2, this version reads format 1"),
+        ('"format": 2', '"format": 1', "format 1, this version reads format 2. Prepare again, with --overwrite or"),
         ("{", "[", "not readable as JSON"),
     ],
 )
@@ -205,7 +232,8 @@ def test_changed_manifest_is_refused(folder: Path, old: str, new: str, message: 
     [
         (lambda m: m["tasks"]["cc100_de"]["splits"]["train"].update(chunks=14), "do not add up to 14"),
         (lambda m: m["tasks"]["cc100_fr"].pop("objective"), "misses or misstates 'objective'"),
-        (lambda m: m.pop("chunk_length"), "misses or misstates 'chunk_length'"),
+        (lambda m: m.pop("chunk_lengths"), "misses or misstates 'chunk_lengths'"),
+        (lambda m: m["chunk_lengths"].pop("span_corruption"), "misses or misstates 'span_corruption'"),
         (
             lambda m: m["tasks"]["cc100_fr"]["splits"]["train"]["shards"][0].update(file="cc100_fr/../../x"),
             "outside the task's folder",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from deltalm_jax.objectives.hashing import hash_keys, mix, permute, string_key
+from deltalm_jax.objectives.hashing import hash_keys, mix, permute, random_words, string_key
 
 MASK = 2**64 - 1
 
@@ -23,6 +23,19 @@ def test_mix_equals_splitmix64_and_its_published_first_outputs():
     assert mix(np.array(words, np.uint64)).tolist() == [splitmix64(w) for w in words]
     # The generator seeded with 0 first gives this well-known word.
     assert int(mix(np.uint64(0))) == 0xE220A8397B1DCDAF
+
+
+def test_random_words_are_splitmix64s_sequence():
+    """Against the generator as published, one word after the other; and no matter how many are asked for."""
+    keys = np.array([0, 5, MASK], np.uint64)
+    words = random_words(keys, 6)
+    for key, row in zip(keys.tolist(), words.tolist(), strict=True):
+        state, expected = key, []
+        for _ in range(6):
+            expected.append(splitmix64(state))
+            state = (state + 0x9E3779B97F4A7C15) & MASK
+        assert row == expected
+    np.testing.assert_array_equal(random_words(keys, 3), words[:, :3])
 
 
 def test_hash_keys_depends_on_every_part_and_on_order():
