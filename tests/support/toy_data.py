@@ -23,7 +23,11 @@ def chunk(task_number: int, chunk_number: int, length: int) -> np.ndarray:
 
 
 def write_toy_data(
-    folder: Path, tasks: Mapping[str, tuple[str, int, int]], chunk_length: int = 32, shards: int = 1
+    folder: Path,
+    tasks: Mapping[str, tuple[str, int, int]],
+    chunk_length: int = 32,
+    shards: int = 1,
+    groups: Mapping[str, Mapping[str, str]] | None = None,
 ) -> PreparedData:
     """Writes and opens a prepared folder.
 
@@ -32,6 +36,7 @@ def write_toy_data(
       tasks: name → (objective, training chunks, validation chunks).
       chunk_length: ids in a chunk; every fifth chunk is shorter.
       shards: files per split.
+      groups: name → groups of languages it belongs to, by kind of group.
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -62,6 +67,8 @@ def write_toy_data(
                 "shards": [{"file": s.file, "chunks": s.chunks, "bytes": s.bytes, "xxh3": s.xxh3} for s in written],
             }
         entries[name] = {"objective": objective, "language": name, "splits": splits}
+        if groups and name in groups:
+            entries[name]["groups"] = dict(groups[name])
     shutil.copy(SAMPLE_VOCABULARY, folder / "vocabulary.model")
     manifest = {
         "mixture": "deltalm_pretrain",

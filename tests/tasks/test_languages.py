@@ -57,7 +57,9 @@ def test_the_resource_level_follows_its_rule() -> None:
         size = row.xlmr_size_gib
         if size is None and "-" in row.code:
             size = table[row.code.split("-")[0]].xlmr_size_gib
-        assert row.resource_level == ("low" if size is None or size < 1 else "medium" if size < 10 else "high"), row.code
+        assert row.resource_level == ("low" if size is None or size < 1 else "medium" if size < 10 else "high"), (
+            row.code
+        )
         if size is None and row.cc100_xz_size:
             assert row.cc100_xz_size.endswith(("K", "M")), row.code
             assert float(row.cc100_xz_size[:-1]) < 10 or row.cc100_xz_size.endswith("K"), row.code
@@ -103,7 +105,10 @@ def test_scripts_are_those_of_the_text() -> None:
         (lambda lines: [*lines, lines[3]], r"line 128: the code 'ar' stands here a second time"),
         (lambda lines: [*lines, lines[3].replace("ar,", "xx,", 1)], "ccaligned_code 'ar_AR' already belongs to 'ar'"),
         (lambda lines: [*lines, lines[3][2:]], "line 128: expected a language code"),
-        (lambda lines: [*lines, "xx,X,yes,,,,,,,,0,0,Latn,low"], "expected 0 or 1 in the column 'in_xlmr', found 'yes'"),
+        (
+            lambda lines: [*lines, "xx,X,yes,,,,,,,,0,0,Latn,low"],
+            "expected 0 or 1 in the column 'in_xlmr', found 'yes'",
+        ),
         (lambda lines: [*lines, "xx,X,1,,,big,,,,,0,0,Latn,low"], "line 128"),
         (lambda lines: [*lines, "xx,X,1,,,,,,,,0,0,latin,low"], "line 128: .* in the column 'script', found 'latin'"),
         (lambda lines: [*lines, "xx,X,1,,,,,,,,0,0,Latn,poor"], "line 128: .*'resource_level', found 'poor'"),
