@@ -131,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _prepare(flags: argparse.Namespace, console: Console) -> None:
     with quiet_imports():
-        # Imported late: `--help` should not wait for TensorFlow.
+        # Imported late: `--help` should not wait for TensorFlow. It has no use for an accelerator here.
         from deltalm_jax.data.mixture import Registration, inputs_of
         from deltalm_jax.data.preparation import prepare
         from deltalm_jax.data.vocabulary import Vocabulary
@@ -145,8 +145,9 @@ def _prepare(flags: argparse.Namespace, console: Console) -> None:
         "chunk_length": flags.chunk_length,
     }
     registration = Registration(vocabulary, options, flags.task_module)
-    registration.register()
-    inputs = inputs_of(flags.mixture, registration)
+    with quiet_imports():
+        registration.register()
+        inputs = inputs_of(flags.mixture, registration)
     size = _size(inputs, flags.data_dir)
     console.print(f"{flags.mixture}: {len(inputs)} tasks, {size}, vocabulary of {vocabulary.size:,} ids", markup=False)
     begin = time.monotonic()
@@ -242,8 +243,12 @@ def _extremes(tasks: Sequence[PreparedTask], count: int = 3) -> str:
     ranked = sorted(tasks, key=lambda task: -task.tokens("train"))
     name = ranked[0].objective
 
+    languages = [task.language for task in ranked]
+
     def listed(part: Sequence[PreparedTask]) -> str:
-        return ", ".join(f"{task.language} {task.tokens('train'):,}" for task in part)
+        # Several Tasks of one language are told apart by their names.
+        names = [task.language if languages.count(task.language) == 1 else task.name for task in part]
+        return ", ".join(f"{shown} {task.tokens('train'):,}" for shown, task in zip(names, part, strict=True))
 
     if len(ranked) <= 2 * count:
         return f"{name}: {listed(ranked)} tokens"
@@ -258,7 +263,7 @@ def _next_command(data: PreparedData) -> str:
     )
     flags = [f"--gin_file={gin_file}", f"--gin.DataConfig.prepared_dir={data.folder}"]
     if (mixture := data.manifest["mixture"]) != "deltalm_pretrain":
-        flags.append(f"--gin.DataConfig.mixture={mixture!r}")
+        flags.append(f"--gin.DataConfig.mixture={mixture}")
     if len(objectives := {task.objective for task in data.tasks}) == 1:
         flags.append(f"--gin.DataConfig.objective_batch_sizes={dict.fromkeys(objectives, batch_size)}")
     if data.chunk_length != length:

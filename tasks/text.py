@@ -95,7 +95,7 @@ class PretrainingTask(seqio.Task):
                 if (item := to_item(tuple(example[name] for name in names), self.unit, counts)) is not None:
                     yield item
         except tf.errors.OpError as error:
-            raise CorpusError(f"task {self.name}: reading the split {split!r} failed: {_first_line(error)}") from error
+            raise CorpusError(f"reading the split {split!r} failed: {_first_line(error)}") from error
 
 
 def to_item(texts: Sequence[bytes], unit: str, counts: Counter[str]) -> Any | None:
