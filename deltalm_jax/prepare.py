@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import difflib
 import shlex
 import sys
 import time
@@ -22,7 +21,7 @@ from deltalm_jax.objectives import OBJECTIVES, make_objective
 from deltalm_jax.quiet import quiet_imports
 
 if TYPE_CHECKING:
-    from deltalm_jax.data.blocks import Input
+    from deltalm_jax.data.blocks import TextSource
     from deltalm_jax.data.chunks import PreparedData, PreparedTask
     from deltalm_jax.data.preparation import Prepared, Progress
 
@@ -41,16 +40,14 @@ examples:
   python -m deltalm_jax.prepare --data_dir=/corpora --vocabulary=sentencepiece.bpe.model --output=prepared/all
   python -m deltalm_jax.prepare --mixture=deltalm_span_corruption --data_dir=/corpora --languages=de,fr \\
       --vocabulary=sentencepiece.bpe.model --output=prepared/de_fr
+  python -m deltalm_jax.prepare --task_module=my_tasks --mixture=my_mixture --vocabulary=sample --output=prepared/mine
 
 DIR holds cc100/CODE.txt.xz (CC100's files) and ccaligned/xx_YY-en_XX.tsv.xz (CCAligned's sentence files), either or
 both, under their published names; also .gz or plain. Held-out text in a subfolder "validation" under the same name is
 used as it is; elsewhere documents are held out by hash of their text and pairs by hash of their English side.
+The same rule holds for Tasks of your own without a split "validation"; docs/own_data.md has an example of such a module.
 While it works, the local runner needs free disk for the uncompressed text.
 """
-
-
-class MixtureError(UserError, ValueError):
-    """A mixture that does not exist or cannot be prepared."""
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
@@ -70,9 +67,15 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         "--data_dir", default=SAMPLE, metavar="DIR", help='folder of the corpora (default: "sample", shipped)'
     )
     what.add_argument(
-        "--vocabulary", metavar="FILE", help="SentencePiece model (default: the sample's, for the sample only)"
+        "--vocabulary", metavar="FILE", help='SentencePiece model (default: "sample", for the sample only)'
     )
-    what.add_argument("--languages", metavar="CODES", help="only these, e.g. de,fr,zh-Hans (default: all there are)")
+    what.add_argument(
+        "--languages", metavar="CODES", help="of the corpora only these, e.g. de,fr,zh-Hans (default: all there are)"
+    )
+    what.add_argument(
+        "--task_module", metavar="MODULE",
+        help="module of yours that registers more Tasks and Mixtures (tasks.add_task); it is imported, so it runs",
+    )  # fmt: skip
     what.add_argument("--output", required=True, metavar="DIR", help="folder to make")
     how = parser.add_argument_group("how")
     how.add_argument(
@@ -95,7 +98,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     where = parser.add_argument_group("where it runs")
     where.add_argument(
         "--num_workers", type=int, metavar="N",
-        help="processes on this machine (default: one for small corpora, else one per core)",
+        help="processes on this machine (default: one for small corpora and for Tasks of your own, else one per core)",
     )  # fmt: skip
     where.add_argument(
         "--runner", default="local", metavar="NAME",
@@ -154,23 +157,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _prepare(flags: argparse.Namespace, console: Console) -> None:
     with quiet_imports():
-        # Imported late: `--help` should not wait for TensorFlow.
-        import tasks
+        # Imported late: `--help` should not wait for TensorFlow. It has no use for an accelerator here.
+        from deltalm_jax.data.mixture import Registration, inputs_of
         from deltalm_jax.data.preparation import prepare
         from deltalm_jax.data.vocabulary import Vocabulary
         from tasks.corpora import SAMPLE_DIR
 
     model = SAMPLE_DIR / "vocabulary.model" if flags.vocabulary == SAMPLE else flags.vocabulary
     vocabulary = Vocabulary.load(model, sentinel_start=flags.sentinel_start, num_sentinels=flags.num_sentinels)
-    data_dir = None if flags.data_dir == SAMPLE else flags.data_dir
-    languages = [code.strip() for code in flags.languages.split(",")] if flags.languages else None
-    tasks.register(data_dir=data_dir, vocabulary=vocabulary, languages=languages)
-    inputs = inputs_of(flags.mixture)
-    console.print(
-        f"{flags.mixture}: {len(inputs)} tasks, {_size(inputs) / 1e6:,.1f} MB of files in "
-        f"{flags.data_dir}, vocabulary of {vocabulary.size:,} ids",
-        markup=False,
-    )
+    options = {
+        "data_dir": None if flags.data_dir == SAMPLE else flags.data_dir,
+        "languages": [code.strip() for code in flags.languages.split(",")] if flags.languages else None,
+    }
+    registration = Registration(vocabulary, options, flags.task_module)
+    with quiet_imports():
+        registration.register()
+        inputs = inputs_of(flags.mixture, registration)
+    size = _size(inputs, flags.data_dir)
+    console.print(f"{flags.mixture}: {len(inputs)} tasks, {size}, vocabulary of {vocabulary.size:,} ids", markup=False)
     begin = time.monotonic()
     with _progress(console) as on_progress:
         prepared = prepare(
@@ -189,42 +193,14 @@ def _prepare(flags: argparse.Namespace, console: Console) -> None:
     show(prepared, time.monotonic() - begin, Console(highlight=False, soft_wrap=True))
 
 
-def _size(inputs: Sequence[Input]) -> int:
-    return sum(path.stat().st_size for source in inputs for path in source.files.values() if path.is_file())
-
-
-def inputs_of(name: str) -> list[Input]:
-    """The inputs of a registered seqio Mixture (its sub-mixtures included) or Task, sorted by task name.
-
-    Raises:
-      MixtureError: nothing of that name is registered; or a Task that does not read a corpus of `tasks.corpora`.
-    """
-    import seqio
-
+def _size(inputs: Sequence[TextSource], data_dir: str) -> str:
+    """How much text there is to read, as far as that is known."""
     from deltalm_jax.data.blocks import Input
-    from tasks.pretraining import CorpusDataSource
 
-    known = [*seqio.MixtureRegistry.names(), *seqio.TaskRegistry.names()]
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=3)
-        mixtures = sorted(seqio.MixtureRegistry.names())
-        raise MixtureError(
-            f"unknown mixture or task {name!r}. "
-            + (f"Did you mean {' or '.join(near)}? " if near else "")
-            + f"Mixtures of this data: {', '.join(mixtures)}; or one task, such as cc100_de."
-        )
-    found = seqio.get_mixture_or_task(name)
-    inputs = []
-    for task in sorted(found.tasks if isinstance(found, seqio.Mixture) else [found], key=lambda task: task.name):
-        source = task.source
-        if not isinstance(source, CorpusDataSource):
-            raise MixtureError(
-                f"task {task.name} reads from {type(source).__name__}. Only tasks over corpora (CorpusDataSource, see "
-                "tasks/pretraining.py) can be prepared; train others through seqio, or write a reader and a Corpus."
-            )
-        corpus, file = source.corpus, source.file
-        inputs.append(Input(task.name, corpus.objective, file.language, corpus.read, file.train, file.validation))
-    return inputs
+    own = [source for source in inputs if not isinstance(source, Input)]
+    files = sum(source.size(split) for source in inputs for split in source.splits if not source.problem(split))
+    parts = [f"{files / 1e6:,.1f} MB of files in {data_dir}"] if len(own) < len(inputs) else []
+    return " and ".join(parts + ([f"{len(own)} read through seqio"] if own else []))
 
 
 @contextlib.contextmanager
@@ -292,8 +268,12 @@ def _extremes(tasks: Sequence[PreparedTask], count: int = 3) -> str:
     ranked = sorted(tasks, key=lambda task: -task.tokens("train"))
     name = ranked[0].objective
 
+    languages = [task.language for task in ranked]
+
     def listed(part: Sequence[PreparedTask]) -> str:
-        return ", ".join(f"{task.language} {task.tokens('train'):,}" for task in part)
+        # Several Tasks of one language are told apart by their names.
+        names = [task.language if languages.count(task.language) == 1 else task.name for task in part]
+        return ", ".join(f"{shown} {task.tokens('train'):,}" for shown, task in zip(names, part, strict=True))
 
     if len(ranked) <= 2 * count:
         return f"{name}: {listed(ranked)} tokens"
@@ -303,10 +283,14 @@ def _extremes(tasks: Sequence[PreparedTask], count: int = 3) -> str:
 def _next_command(data: PreparedData) -> str:
     """The training command for these data, on one line so that it can be copied."""
     sample = data.manifest["vocabulary"]["num_pieces"] == _SAMPLE_PIECES
-    gin_file, length, size = ("pretrain_tiny.gin", 128, 8_104) if sample else ("pretrain_base.gin", 512, 250_104)
+    gin_file, length, size, batch_size = (
+        ("pretrain_tiny.gin", 128, 8_104, 32) if sample else ("pretrain_base.gin", 512, 250_104, 2_048)
+    )
     flags = [f"--gin_file={gin_file}", f"--gin.DataConfig.prepared_dir={data.folder}"]
     if (mixture := data.manifest["mixture"]) != "deltalm_pretrain":
-        flags.append(f"--gin.DataConfig.mixture={mixture!r}")
+        flags.append(f"--gin.DataConfig.mixture={mixture}")
+    if len(objectives := {task.objective for task in data.tasks}) == 1:
+        flags.append(f"--gin.DataConfig.objective_batch_sizes={dict.fromkeys(objectives, batch_size)}")
     wanted, sizing = _length_settings(data.chunk_lengths)
     if sizing != "raw":
         flags.append(f"--gin.DataConfig.sizing={sizing!r}")

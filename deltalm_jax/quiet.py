@@ -10,7 +10,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 
-_CHATTER = re.compile(r"WARNING: All log messages before absl|[IW]\d{4} ")
+_CHATTER = re.compile(r"WARNING: All log messages before absl|[IW]\d{4} |E\d{4} .*cuInit")
 
 
 @contextlib.contextmanager

@@ -4,15 +4,27 @@ Sources of its columns: the listing of CC100's site (files and compressed sizes)
 `tokens_millions` counts words between spaces, useless for Thai, Japanese or Chinese), CCAligned's file list and OPUS's
 counts of it. `in_77_inferred`: DeltaLM's 77 translation languages were never listed; XLM-R's languages with at least
 100,000 CCAligned pairs are exactly 77.
+
+`script` is the one that the language's corpus files are written in, by ISO 15924: Latn for the romanised variants (`*_rom`),
+Mymr for Burmese in Unicode and in Zawgyi alike. It is the main one where a file holds two (the sample's Turkmen: half of
+it is Cyrillic).
+
+`resource_level` follows from `xlmr_size_gib`: "high" from 10 GiB on, "medium" from 1 GiB on, else "low". A variant without
+a size of its own takes that of its language (`pt-br`: that of `pt`); a language without any is "low": where CC100 has it
+at all, its file is below 10 MB.
 """
 
 from __future__ import annotations
 
 import csv
 import dataclasses
+import re
 from pathlib import Path
 
 LANGUAGES_CSV = Path(__file__).parent / "languages.csv"
+RESOURCE_LEVELS = ("high", "medium", "low")
+
+_SCRIPT = "[A-Z][a-z]{3}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +44,8 @@ class Language:
       ccaligned_pairs: pairs in it.
       in_77_inferred: among the inferred 77 languages of DeltaLM's bilingual data.
       in_sample: the shipped sample has it.
+      script: the script of its corpus files, ISO 15924 (`Latn`).
+      resource_level: "high", "medium" or "low".
     """
 
     code: str
@@ -46,6 +60,13 @@ class Language:
     ccaligned_pairs: int | None
     in_77_inferred: bool
     in_sample: bool
+    script: str
+    resource_level: str
+
+    @property
+    def groups(self) -> dict[str, str]:
+        """What a validation by groups of languages goes by: kind of group → the group that this language is in."""
+        return {"script": self.script, "resource_level": self.resource_level}
 
 
 def load_languages(path: str | Path = LANGUAGES_CSV) -> dict[str, Language]:
@@ -96,6 +117,8 @@ def _parse(row: dict[str, str]) -> Language:
         ccaligned_pairs=int(row["ccaligned_pairs"]) if row["ccaligned_pairs"] else None,
         in_77_inferred=_flag(row, "in_77_inferred"),
         in_sample=_flag(row, "in_sample"),
+        script=_one_of(row, "script", _SCRIPT),
+        resource_level=_one_of(row, "resource_level", "|".join(RESOURCE_LEVELS)),
     )
 
 
@@ -103,6 +126,12 @@ def _flag(row: dict[str, str], column: str) -> bool:
     if row[column] not in ("0", "1"):
         raise ValueError(f"expected 0 or 1 in the column {column!r}, found {row[column]!r}.")
     return row[column] == "1"
+
+
+def _one_of(row: dict[str, str], column: str, pattern: str) -> str:
+    if not re.fullmatch(pattern, row[column] or ""):
+        raise ValueError(f"expected {pattern} in the column {column!r}, found {row[column]!r}.")
+    return row[column]
 
 
 def _number(row: dict[str, str], column: str) -> float | None:

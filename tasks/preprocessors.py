@@ -7,8 +7,8 @@ Shapes: N chunks of a group, L longest chunk, S inputs, T targets.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import seqio
@@ -19,6 +19,7 @@ from deltalm_jax.data.shards import decode_records
 from deltalm_jax.data.vocabulary import Vocabulary
 from deltalm_jax.objectives import SpanCorruption
 from deltalm_jax.objectives.hashing import hash_keys, string_key
+from tasks.text import FIELDS, to_item
 
 # What is joined or packed at a time, some 15 chunks; with `repeat`, a smaller corpus follows on itself.
 _DOCUMENTS_AT_A_TIME = 16
@@ -31,7 +32,7 @@ def cut_into_chunks(
     """Groups of chunks: documents are joined and cut, pairs are packed (`deltalm_jax.data.packing`).
 
     Args:
-      dataset: `{"text"}` or `{"english", "other"}`, see `tasks.source`.
+      dataset: `{"text"}` (a document, paragraphs separated by line feeds) or `{"english", "other"}`, strings.
       vocabulary: of the ids.
       unit: "documents" or "pairs".
       chunk_length: ids in a full chunk.
@@ -39,13 +40,11 @@ def cut_into_chunks(
     Returns:
       `{"tokens": int32 [N, L], "lengths": int32 [N]}`, tokens padded with 0; N varies and may be 0.
     """
-    names, size = (("text",), _DOCUMENTS_AT_A_TIME) if unit == "documents" else (("english", "other"), _PAIRS_AT_A_TIME)
+    names, size = FIELDS[unit], _DOCUMENTS_AT_A_TIME if unit == "documents" else _PAIRS_AT_A_TIME
 
     def chunks(*columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        texts = [[text.decode() for text in column] for column in columns]
-        items: list[Any] = (
-            [text.split("\n") for text in texts[0]] if unit == "documents" else list(zip(*texts, strict=True))
-        )
+        read = (to_item(texts, unit, Counter()) for texts in zip(*columns, strict=True))
+        items = [item for item in read if item is not None]
         records, _ = encode_block(items, unit, vocabulary, chunk_length)
         return decode_records(records, chunk_length)
 

@@ -10,6 +10,7 @@ One Task per language and corpus, `cc100_de`, `ccaligned_de`, with the splits tr
 
 The Tasks read the corpora's own files through `tasks.readers`; there is no copy in between. The preparation
 (`deltalm_jax.prepare`) recognises their `CorpusDataSource` and reads the files directly; training then needs no seqio.
+Tasks of one's own, over any other seqio source, are registered with `add_task` (docs/own_data.md).
 
 Trained through seqio, these Tasks mean the same but not bit for bit: seqio decides the order, and groups of documents
 smaller than the preparation's are joined and packed.
@@ -19,7 +20,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,15 @@ import seqio
 import tensorflow as tf
 from absl import logging
 
+from deltalm_jax.data.blocks import UNITS
 from deltalm_jax.data.stream import sampling_rates
 from deltalm_jax.data.vocabulary import Vocabulary
-from deltalm_jax.objectives import SpanCorruption, make_objective
+from deltalm_jax.objectives import make_objective
 from tasks.corpora import CORPORA, SAMPLE_DIR, CorpusFile, find_files, task_name
+from tasks.languages import Language, load_languages
 from tasks.preprocessors import corrupt, cut_into_chunks
 from tasks.source import CorpusDataSource
+from tasks.text import PretrainingTask
 
 CHUNK_LENGTH = 512
 # Rates inside an objective are (tokens) ** exponent. 0.3 is XLM-R's and mT5's; DeltaLM's is not published.
@@ -42,6 +46,7 @@ TRANSLATION_SAMPLING_EXPONENT = 0.3
 OBJECTIVE_BATCH_SIZES = {"span_corruption": 1024, "translation_span_corruption": 1024}
 
 PRETRAIN_MIXTURE = "deltalm_pretrain"
+SAMPLE = "sample"
 
 
 def register(
@@ -61,7 +66,7 @@ def register(
 
     Args:
       data_dir: folder laid out as `tasks.corpora` says, with one of the corpora or both; None: the shipped sample.
-      vocabulary: a vocabulary or the path of its SentencePiece model; None: the sample's 8,000 pieces.
+      vocabulary: a vocabulary or the path of its SentencePiece model; None or "sample": the sample's 8,000 pieces.
       languages: only these; each must be in one corpus at least. Default: all.
       prepared: folder of prepared data, or its manifest, for token counts.
       chunk_length, sizing, mask_sides: as in `deltalm_jax.training.config.DataConfig`.
@@ -82,12 +87,10 @@ def register(
     """
     files = _find_all_files(data_dir, languages)
     if vocabulary is None:
-        vocabulary = SAMPLE_DIR / "vocabulary.model"
+        vocabulary = SAMPLE
         if data_dir is not None:
             logging.warning("No vocabulary given for %s: using the shipped sample's, of 8,000 pieces.", data_dir)
-    if not isinstance(vocabulary, Vocabulary):
-        vocabulary = Vocabulary.load(vocabulary)
-    seqio_vocabulary = vocabulary.as_seqio()
+    vocabulary = _load(vocabulary)
     tokens = _token_counts(files, data_dir, prepared)
     exponents = {
         "span_corruption": sampling_exponent,
@@ -95,16 +98,25 @@ def register(
     }
     shares = dict(objective_batch_sizes or OBJECTIVE_BATCH_SIZES)
 
+    table = load_languages()
     _remove_registered()
     mixtures: list[str] = []
     pretrain_rates: list[tuple[str, float]] = []
     for corpus_name, corpus_files in files.items():
         corpus = CORPORA[corpus_name]
-        corruption = make_objective(corpus.objective, sizing=sizing, mask_sides=mask_sides)
-        length = corruption.raw_length(chunk_length)
         names = [task_name(corpus_name, language) for language in corpus_files]
         for name, file in zip(names, corpus_files.values(), strict=True):
-            _add_task(name, CorpusDataSource(corpus, file), vocabulary, seqio_vocabulary, corruption, length)
+            add_task(
+                name,
+                CorpusDataSource(corpus, file),
+                objective=corpus.objective,
+                language=file.language,
+                vocabulary=vocabulary,
+                groups=_groups_of(file.language, table),
+                chunk_length=chunk_length,
+                sizing=sizing,
+                mask_sides=mask_sides,
+            )
         rates = sampling_rates([tokens[name] for name in names], exponents[corpus.objective])
         weighted = [(name, float(rate)) for name, rate in zip(names, rates, strict=True)]
         mixtures.append(f"deltalm_{corpus.objective}")
@@ -115,6 +127,84 @@ def register(
         mixtures.append(PRETRAIN_MIXTURE)
         _add_mixture(PRETRAIN_MIXTURE, pretrain_rates)
     return mixtures
+
+
+def add_task(
+    name: str,
+    source: seqio.DataSource,
+    *,
+    objective: str,
+    language: str,
+    vocabulary: Vocabulary | str | Path,
+    preprocessors: Sequence[Callable[..., tf.data.Dataset]] = (),
+    groups: Mapping[str, str] | None = None,
+    chunk_length: int = CHUNK_LENGTH,
+    sizing: str = "raw",
+    mask_sides: str = "both",
+) -> PretrainingTask:
+    """Registers a Task over any seqio source; an ordinary seqio Task, and one that `deltalm_jax.prepare` can prepare.
+
+    Args:
+      name: of the Task; letters, digits and underscores.
+      source: any seqio source with the split "train". The held-out text is its split "validation"; where there is none,
+        the preparation holds texts out by hash, as it does for files (for other users of seqio, all is then "train").
+      objective: "span_corruption" over documents or "translation_span_corruption" over pairs; see `UNITS`.
+      language: language code; of pairs, of the side that is not English.
+      vocabulary: a vocabulary, the path of its SentencePiece model, or "sample". The preparation's has to be the same.
+      preprocessors: seqio preprocessors that turn the source's examples into text: `{"text"}`, a document whose
+        paragraphs are separated by line feeds, or the pair `{"english", "other"}`; strings, in UTF-8. Chunks, and
+        `inputs` and `targets`, are made from it here.
+      groups: kind of group → group, for validation by groups of languages. Default: `tasks.languages` has script and
+        resource level for its languages, and nothing for others.
+      chunk_length, sizing, mask_sides: as in `deltalm_jax.training.config.DataConfig`, for users of seqio; a preparation
+        and a training go by their own.
+
+    Raises:
+      ValueError: an unknown objective, or a name that is taken.
+    """
+    if objective not in UNITS:
+        raise ValueError(f"task {name}: unknown objective {objective!r}; known: {', '.join(UNITS)}")
+    vocabulary = _load(vocabulary)
+    if groups is None:
+        groups = _groups_of(language, load_languages())
+    feature = seqio.Feature(vocabulary.as_seqio(), add_eos=False, dtype=tf.int32)
+    corruption = make_objective(objective, sizing=sizing, mask_sides=mask_sides)
+    raw_length = corruption.raw_length(chunk_length)
+    cut = functools.partial(cut_into_chunks, vocabulary=vocabulary, unit=UNITS[objective], chunk_length=raw_length)
+    corrupted = functools.partial(
+        corrupt, name=name, corruption=corruption, vocabulary=vocabulary, chunk_length=raw_length
+    )
+    return seqio.TaskRegistry.add(
+        name,
+        source=source,
+        preprocessors=[*preprocessors, cut, corrupted],
+        output_features={"inputs": feature, "targets": feature},
+        metric_fns=[],
+        task_cls=PretrainingTask,
+        objective=objective,
+        language=language,
+        groups=groups,
+        vocabulary=vocabulary,
+        text_preprocessors=preprocessors,
+    )
+
+
+def corpus_of(task: seqio.Task) -> CorpusDataSource | None:
+    """The corpus behind a Task of `register`: its files are its text. None for all other Tasks."""
+    source = task.source
+    if isinstance(source, CorpusDataSource) and task.name == task_name(source.corpus.name, source.language):
+        return source
+    return None
+
+
+def _groups_of(language: str, table: Mapping[str, Language]) -> dict[str, str]:
+    return table[language].groups if language in table else {}
+
+
+def _load(vocabulary: Vocabulary | str | Path) -> Vocabulary:
+    if isinstance(vocabulary, Vocabulary):
+        return vocabulary
+    return Vocabulary.load(SAMPLE_DIR / "vocabulary.model" if vocabulary == SAMPLE else vocabulary)
 
 
 def _find_all_files(data_dir: str | Path | None, languages: Sequence[str] | None) -> dict[str, dict[str, CorpusFile]]:
@@ -158,43 +248,13 @@ def _token_counts(
 
 def _remove_registered() -> None:
     """Takes an earlier call's Tasks and Mixtures out of seqio's registries; they may be of another folder."""
-    ours = {
-        name for name in seqio.TaskRegistry.names() if isinstance(seqio.TaskRegistry.get(name).source, CorpusDataSource)
-    }
+    tasks = {name: seqio.TaskRegistry.get(name) for name in seqio.TaskRegistry.names()}
+    ours = {name for name, task in tasks.items() if corpus_of(task)}
     for name in list(seqio.MixtureRegistry.names()):
         if all(task.name in ours for task in seqio.MixtureRegistry.get(name).tasks):
             seqio.MixtureRegistry.remove(name)
     for name in ours:
         seqio.TaskRegistry.remove(name)
-
-
-def _add_task(
-    name: str,
-    source: CorpusDataSource,
-    vocabulary: Vocabulary,
-    seqio_vocabulary: seqio.Vocabulary,
-    corruption: SpanCorruption,
-    chunk_length: int,
-) -> None:
-    feature = seqio.Feature(seqio_vocabulary, add_eos=False, dtype=tf.int32)
-    seqio.TaskRegistry.add(
-        name,
-        source=source,
-        preprocessors=[
-            functools.partial(
-                cut_into_chunks, vocabulary=vocabulary, unit=source.corpus.unit, chunk_length=chunk_length
-            ),
-            functools.partial(
-                corrupt,
-                name=name,
-                corruption=corruption,
-                vocabulary=vocabulary,
-                chunk_length=chunk_length,
-            ),
-        ],
-        output_features={"inputs": feature, "targets": feature},
-        metric_fns=[],
-    )
 
 
 def _add_mixture(name: str, rates: Sequence[tuple[str, float]]) -> None:

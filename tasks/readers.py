@@ -69,7 +69,7 @@ def read_cc100(path: str | Path, counts: Counter[str] | None = None) -> Iterator
                 yield document
             document, size = [], 0
             continue
-        paragraph = _clean(line)
+        paragraph = clean(line)
         if not paragraph:
             counts["empty"] += 1
             continue
@@ -109,7 +109,7 @@ def read_ccaligned(path: str | Path, counts: Counter[str] | None = None) -> Iter
         if len(columns) == 3 and not _is_number(columns[2]):
             counts["margin"] += 1
             continue
-        source, target = _clean(columns[0]), _clean(columns[1])
+        source, target = clean(columns[0]), clean(columns[1])
         if not source or not target:
             counts["empty"] += 1
             continue
@@ -131,7 +131,8 @@ def pair_codes(path: str | Path) -> tuple[str, str]:
     return match[1], match[2]
 
 
-def _clean(text: str) -> str:
+def clean(text: str) -> str:
+    """A line without control characters (tabs and the like become spaces) and white space around it."""
     if _HAS_CONTROL.search(text):
         text = text.translate(_CLEAN)
     return text.strip()

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import seqio
-import tensorflow as tf
 
 import tasks
 from deltalm_jax import prepare
+from deltalm_jax.data.blocks import Input
 from deltalm_jax.data.chunks import PreparedData
+from deltalm_jax.data.mixture import Registration, inputs_of
 from deltalm_jax.data.preparation import Prepared
+from deltalm_jax.data.vocabulary import Vocabulary
 from tasks import corpora
 
 ROOT = Path(prepare.__file__).parents[1]
@@ -161,26 +162,14 @@ def test_flags_that_cannot_be(capsys: pytest.CaptureFixture[str], flags: list[st
     assert message in capsys.readouterr().err
 
 
-def test_a_task_of_another_source_is_refused() -> None:
-    def numbers(split: str, shuffle_files: bool = False) -> tf.data.Dataset:
-        return tf.data.Dataset.range(3)
-
-    source = seqio.FunctionDataSource(numbers, splits=["train"])
-    feature = {"inputs": seqio.Feature(seqio.PassThroughVocabulary(8))}
-    seqio.TaskRegistry.add("foreign_task", source=source, output_features=feature)
-    try:
-        with pytest.raises(prepare.MixtureError, match="task foreign_task reads from FunctionDataSource"):
-            prepare.inputs_of("foreign_task")
-    finally:
-        seqio.TaskRegistry.remove("foreign_task")
-
-
 def test_the_sample_is_complete() -> None:
     """Every shipped file becomes an input, with its validation file."""
-    inputs = prepare.inputs_of("deltalm_pretrain")
+    inputs = inputs_of("deltalm_pretrain", Registration(Vocabulary.load(VOCABULARY)))
     shipped = {path for path in corpora.SAMPLE_DIR.rglob("*") if path.name.endswith((".txt.xz", ".tsv.xz"))}
-    assert {path for source in inputs for path in source.files.values()} == shipped
+    assert {path for source in inputs if isinstance(source, Input) for path in source.files.values()} == shipped
     assert len(shipped) > 300
+    groups = {source.task: source.groups for source in inputs}
+    assert groups["cc100_th"] == groups["ccaligned_th"] == {"script": "Thai", "resource_level": "high"}
 
 
 def test_progress_off_a_terminal(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
+import xxhash
 
 from deltalm_jax.data.packing import join_and_cut, pack_pairs
-from deltalm_jax.data.shards import encode_record
+from deltalm_jax.data.shards import digest_file, digest_into, encode_record
 from deltalm_jax.data.vocabulary import Vocabulary
 from deltalm_jax.objectives.hashing import hash_keys, string_key
 
@@ -30,11 +31,61 @@ CHANGED = ("long_document", "side_truncated", "rest_too_short")
 
 Document = list[str]
 Pair = tuple[str, str]
+Digest = xxhash.xxh3_128
+
+
+class TextSource(Protocol):
+    """The text of one task, wherever it lies: `Input`, or `mixture.TaskInput` for Tasks of one's own."""
+
+    @property
+    def task(self) -> str:
+        """Name; also the folder of its shards."""
+
+    @property
+    def objective(self) -> str:
+        """A key of `UNITS`."""
+
+    @property
+    def language(self) -> str:
+        """Language code."""
+
+    @property
+    def groups(self) -> Mapping[str, str]:
+        """Kind of group ("script") → the group of languages that it belongs to ("Latn")."""
+
+    @property
+    def unit(self) -> str:
+        """ "documents" or "pairs"."""
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """ "train", and "validation" if it has held-out text of its own; else text is held out of "train" by hash."""
+
+    def read(self, split: str, counts: Counter[str], digest: Digest) -> Iterator[Any]:
+        """Documents (lists of paragraphs) or pairs (English, other); counts dropped ones by reason.
+
+        `digest` is updated with what identifies the text; at the end of reading it is `self.digest(split)`.
+        """
+
+    def origin(self, split: str) -> dict[str, Any]:
+        """What the manifest says of the split beside its digest: what is known of it without reading."""
+
+    def digest(self, split: str) -> str:
+        """Identity of the split's text, xxh3 (128 bit, hexadecimal)."""
+
+    def size(self, split: str) -> int:
+        """Bytes on disk; 0 where that is not known."""
+
+    def problem(self, split: str) -> str | None:
+        """Why it cannot be read, as far as that shows without reading."""
+
+    def where(self, split: str) -> str:
+        """The place of the split, for messages."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Input:
-    """The text of one task.
+    """The text of one task in files: a `TextSource`.
 
     Attributes:
       task: name; also the folder of its shards.
@@ -44,6 +95,7 @@ class Input:
         (English, other); counts dropped lines by reason.
       train: file of the training text.
       validation: file of the held-out text; None: text is held out of `train` by hash.
+      groups: kind of group → the group of languages that it belongs to.
     """
 
     task: str
@@ -52,6 +104,7 @@ class Input:
     reader: Callable[[Path, Counter[str]], Iterator[Any]]
     train: Path
     validation: Path | None = None
+    groups: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.objective not in UNITS:
@@ -66,6 +119,42 @@ class Input:
     def files(self) -> dict[str, Path]:
         """Its files by split."""
         return {"train": self.train} | ({"validation": self.validation} if self.validation else {})
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Those that have a file."""
+        return tuple(self.files)
+
+    def read(self, split: str, counts: Counter[str], digest: Digest) -> Iterator[Any]:
+        """What the reader gives.
+
+        Raises:
+          ValueError, OSError: from the reader.
+        """
+        yield from self.reader(self.files[split], counts)
+        digest_into(digest, self.files[split])
+
+    def origin(self, split: str) -> dict[str, Any]:
+        """Name and size of the file."""
+        return {"file": self.files[split].name, "bytes": self.size(split)}
+
+    def digest(self, split: str) -> str:
+        """Of the file's bytes, as they are on disk."""
+        return digest_file(self.files[split])
+
+    def size(self, split: str) -> int:
+        """Of the file."""
+        return self.files[split].stat().st_size
+
+    def problem(self, split: str) -> str | None:
+        """The file is missing or empty."""
+        if not self.files[split].is_file():
+            return "missing"
+        return None if self.size(split) else "empty"
+
+    def where(self, split: str) -> str:
+        """The file's path."""
+        return str(self.files[split])
 
 
 def is_held_out(text: str, fraction: float) -> bool:
@@ -88,16 +177,17 @@ def english_first(pairs: Sequence[Pair]) -> np.ndarray:
 
 
 def read_blocks(
-    source: Input, split: str, fraction: float, block_bytes: int, counts: Counter[str]
+    source: TextSource, split: str, fraction: float, block_bytes: int, counts: Counter[str], digest: Digest
 ) -> Iterator[tuple[str, int, list[Any]]]:
-    """Reads one file of a task into blocks.
+    """Reads one split of a task into blocks.
 
     Args:
       source: the task.
-      split: which of its files. The training file also gives the validation split where that has no file of its own.
+      split: which of its splits. "train" also gives the validation split where the task has none of its own.
       fraction: share of the texts held out then.
       block_bytes: a block is closed once it holds this much text, UTF-8.
-      counts: of the reader.
+      counts: of dropped lines.
+      digest: of the text; see `TextSource.read`.
 
     Yields:
       (split, number of the block within task and split, items). Blocks of both splits alternate as they fill up.
@@ -106,10 +196,10 @@ def read_blocks(
       ValueError, OSError: from the reader.
     """
     pairs = source.unit == "pairs"
-    hold_out = split == "train" and source.validation is None
+    hold_out = split == "train" and "validation" not in source.splits
     items: dict[str, list[Any]] = {"train": [], "validation": []}
     sizes, numbers = Counter[str](), Counter[str]()
-    for item in source.reader(source.files[split], counts):
+    for item in source.read(split, counts, digest):
         target = split
         if hold_out and is_held_out(item[0] if pairs else "\n".join(item), fraction):
             target = "validation"

@@ -63,12 +63,21 @@ class PreparedSplit:
 
 @dataclasses.dataclass(frozen=True)
 class PreparedTask:
-    """One task: name, objective it is for, language, and its splits by name (a split without text is absent)."""
+    """One task.
+
+    Attributes:
+      name: of the seqio Task.
+      objective: it is for.
+      language: language code.
+      splits: by name; a split without text is absent.
+      groups: kind of group ("script") → the group of languages that it belongs to ("Latn").
+    """
 
     name: str
     objective: str
     language: str
     splits: Mapping[str, PreparedSplit]
+    groups: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def tokens(self, split: str) -> int:
         """Ids stored for a split, padding not counted; 0 where the split is absent."""
@@ -342,4 +351,4 @@ def _parse_task(name: str, entry: Mapping[str, Any]) -> PreparedTask:
         splits[split] = PreparedSplit(
             units, value["tokens"], value["chunks"], value["padding"], dict(value["dropped"]), shards
         )
-    return PreparedTask(name, entry["objective"], entry["language"], splits)
+    return PreparedTask(name, entry["objective"], entry["language"], splits, dict(entry.get("groups", {})))

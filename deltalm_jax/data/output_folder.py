@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from deltalm_jax.data.blocks import Input
+from deltalm_jax.data.blocks import TextSource
 from deltalm_jax.data.chunks import MANIFEST, PreparedData, PreparedDataError
-from deltalm_jax.data.shards import digest_file, sync
+from deltalm_jax.data.shards import sync
 from deltalm_jax.errors import UserError
 
 _LOCK = ".lock"
@@ -22,13 +22,15 @@ class PreparationError(UserError, ValueError):
     """Preparation cannot start or go on; the message is for the person who started it."""
 
 
-def existing(output: Path, header: Mapping[str, Any], inputs: Sequence[Input], overwrite: bool) -> PreparedData | None:
+def existing(
+    output: Path, header: Mapping[str, Any], inputs: Sequence[TextSource], overwrite: bool
+) -> PreparedData | None:
     """Prepared data that are already at `output` and are just what is asked for; None if they have to be made.
 
     Args:
       output: the folder.
       header: the manifest's first entries, as they would be written now.
-      inputs: of the tasks. Their files are digested only if everything else agrees.
+      inputs: of the tasks. Their text is digested (that of seqio Tasks: read) only if everything else agrees.
       overwrite: whether prepared data that are there may be replaced.
 
     Raises:
@@ -54,7 +56,7 @@ def existing(output: Path, header: Mapping[str, Any], inputs: Sequence[Input], o
     return found
 
 
-def _differences(manifest: Mapping[str, Any], header: Mapping[str, Any], inputs: Sequence[Input]) -> Iterator[str]:
+def _differences(manifest: Mapping[str, Any], header: Mapping[str, Any], inputs: Sequence[TextSource]) -> Iterator[str]:
     """Each difference between a manifest and what is asked for, as "what: … there, … asked for"."""
     pairs: list[tuple[str, Any, Any]] = [
         ("mixture", manifest.get("mixture"), header["mixture"]),
@@ -66,20 +68,17 @@ def _differences(manifest: Mapping[str, Any], header: Mapping[str, Any], inputs:
     ]
     pairs += [(name, manifest.get("settings", {}).get(name), value) for name, value in header["settings"].items()]
     there = {
-        (task, split): (file["file"], file["bytes"])
+        (task, split): {key: value for key, value in found.items() if key != "xxh3"}
         for task, entry in manifest["tasks"].items()
-        for split, file in entry.get("inputs", {}).items()
+        for split, found in entry.get("inputs", {}).items()
     }
-    asked = {
-        (source.task, split): (path.name, path.stat().st_size)
-        for source in inputs
-        for split, path in source.files.items()
-    }
+    asked = {(source.task, split): source.origin(split) for source in inputs for split in source.splits}
     for key in [*asked, *(key for key in there if key not in asked)]:
-        was, now = (
-            f"{file[0]} of {file[1]:,} bytes" if file else "nothing" for file in (there.get(key), asked.get(key))
-        )
-        pairs.append((f"{key[0]} {key[1]} file", was, now))
+        pairs.append((f"{key[0]} {key[1]} file", _shown(there.get(key)), _shown(asked.get(key))))
+    for source in inputs:
+        entry = manifest["tasks"].get(source.task, {})
+        for name in ("objective", "language", "groups") if entry else ():
+            pairs.append((f"{source.task} {name}", entry.get(name), getattr(source, name)))
     different = [f"{what}: {was} there, {now} asked for" for what, was, now in pairs if was != now]
     if different:
         yield from different
@@ -87,9 +86,18 @@ def _differences(manifest: Mapping[str, Any], header: Mapping[str, Any], inputs:
     if list(manifest["tasks"]) != [source.task for source in inputs]:
         yield "the order of the tasks"
     for source in inputs:
-        for split, path in source.files.items():
-            if digest_file(path) != manifest["tasks"][source.task]["inputs"][split]["xxh3"]:
-                yield f"{source.task} {split} file: other content in {path}"
+        for split in source.splits:
+            if source.digest(split) != manifest["tasks"][source.task]["inputs"][split]["xxh3"]:
+                yield f"{source.task} {split} file: other content in {source.where(split)}"
+
+
+def _shown(origin: Mapping[str, Any] | None) -> str:
+    """`TextSource.origin`, for messages."""
+    if origin is None:
+        return "nothing"
+    if "seqio_task" in origin:
+        return f"seqio task {origin['seqio_task']}, split {origin['split']}"
+    return f"{origin['file']} of {origin['bytes']:,} bytes"
 
 
 @contextlib.contextmanager

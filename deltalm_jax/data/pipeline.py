@@ -21,8 +21,8 @@ from typing import Any
 import apache_beam as beam
 import numpy as np
 
-from deltalm_jax.data.blocks import Input, encode_block, read_blocks
-from deltalm_jax.data.shards import Shard, digest_file, write_shard
+from deltalm_jax.data.blocks import Digest, TextSource, encode_block, read_blocks
+from deltalm_jax.data.shards import Shard, write_shard
 from deltalm_jax.data.vocabulary import Vocabulary
 
 _WORK, _PROGRESS, _RESULTS = ".work", "progress", "results.json"
@@ -35,18 +35,12 @@ Stored = str | bytes
 
 @dataclasses.dataclass(frozen=True)
 class FileResult:
-    """One input file after reading: its task, split, identity, and the reader's counts."""
+    """One input file, or split of a seqio Task, after reading: its task, split, entry in the manifest, and counts."""
 
     index: int
     split: str
-    file: str
-    bytes: int
-    xxh3: str
+    entry: dict[str, Any]
     counts: dict[str, int]
-
-    def entry(self) -> dict[str, Any]:
-        """What the manifest keeps."""
-        return {"file": self.file, "bytes": self.bytes, "xxh3": self.xxh3}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +65,7 @@ class Plan:
       spool: whether blocks lie in files between stages instead of travelling with the elements.
     """
 
-    inputs: tuple[Input, ...]
+    inputs: tuple[TextSource, ...]
     folder: str
     chunk_lengths: Mapping[str, int]
     validation_fraction: float
@@ -181,14 +175,16 @@ class _Read(beam.DoFn):
     def process(self, element: tuple[int, str]) -> Iterator[Any]:
         index, split = element
         plan, source = self.plan, self.plan.inputs[index]
-        path, counts = source.files[split], Counter[str]()
+        counts, digest = Counter[str](), Digest()
         with _explained(f"task {source.task}"):
-            for target, number, items in read_blocks(source, split, plan.validation_fraction, plan.block_bytes, counts):
+            blocks = read_blocks(source, split, plan.validation_fraction, plan.block_bytes, counts, digest)
+            for target, number, items in blocks:
                 text = json.dumps(items, ensure_ascii=False).encode()
                 stored = plan.put(f"{source.task}/{target}-{number}.json", text)
                 plan.note("block")
                 yield (index, target, number), stored
-            result = FileResult(index, split, path.name, path.stat().st_size, digest_file(path), dict(counts))
+            entry = {**source.origin(split), "xxh3": digest.hexdigest()}
+            result = FileResult(index, split, entry, dict(counts))
         plan.note("file")
         yield beam.pvalue.TaggedOutput(_FILES, dataclasses.asdict(result))
 
@@ -238,7 +234,7 @@ class _Collect(beam.DoFn):
     def process(self, element: tuple[None, Iterable[dict[str, Any]]]) -> None:
         results = list(element[1])
         content = {
-            "files": [result for result in results if "file" in result],
+            "files": [result for result in results if "entry" in result],
             "shards": [result for result in results if "shard" in result],
         }
         path = self.plan.work_folder / _RESULTS
@@ -249,8 +245,8 @@ class _Collect(beam.DoFn):
 def build(pipeline: beam.Pipeline, plan: Plan, vocabulary: Vocabulary) -> None:
     """Adds the stages to a pipeline."""
     # Large files first: they are what the last worker waits for.
-    files = [(index, split) for index, source in enumerate(plan.inputs) for split in source.files]
-    files.sort(key=lambda key: -plan.inputs[key[0]].files[key[1]].stat().st_size)
+    files = [(index, split) for index, source in enumerate(plan.inputs) for split in source.splits]
+    files.sort(key=lambda key: -plan.inputs[key[0]].size(key[1]))
     read = (
         pipeline | "Files" >> beam.Create(files) | "Read" >> beam.ParDo(_Read(plan)).with_outputs(_FILES, main="blocks")
     )

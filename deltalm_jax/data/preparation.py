@@ -22,7 +22,7 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from deltalm_jax.data import output_folder, pipeline
-from deltalm_jax.data.blocks import CHANGED, UNITS, Input
+from deltalm_jax.data.blocks import CHANGED, UNITS, Input, TextSource
 from deltalm_jax.data.chunks import SPLITS, VOCABULARY_MODEL, PreparedData, write_manifest
 from deltalm_jax.data.local_runner import WorkerDiedError, readers_by_value, run_local
 from deltalm_jax.data.output_folder import PreparationError
@@ -61,7 +61,7 @@ class Prepared:
 
 
 def prepare(
-    inputs: Sequence[Input],
+    inputs: Sequence[TextSource],
     vocabulary: Vocabulary,
     output: str | Path,
     *,
@@ -150,7 +150,7 @@ def _lengths_by_objective(inputs: Sequence[Input], chunk_length: int | Mapping[s
 
 
 def _check_settings(
-    inputs: Sequence[Input],
+    inputs: Sequence[TextSource],
     vocabulary: Vocabulary,
     validation_fraction: float,
     block_bytes: int,
@@ -174,16 +174,13 @@ def _check_settings(
             raise PreparationError(f"task {name!r}: its name must be usable as the name of a folder")
 
 
-def _check_inputs(inputs: Sequence[Input]) -> None:
+def _check_inputs(inputs: Sequence[TextSource]) -> None:
     """Raises for every file that is missing or empty, in one error, before any work is done."""
     wrong = []
     for source in inputs:
-        for split, path in source.files.items():
-            state = None if path.is_file() else "missing"
-            if state is None and path.stat().st_size == 0:
-                state = "empty"
-            if state:
-                wrong.append(f"{source.task} ({split}): {path} is {state}")
+        for split in source.splits:
+            if problem := source.problem(split):
+                wrong.append(f"{source.task} ({split}): {source.where(split)} is {problem}")
     if wrong:
         more = f" (and {len(wrong) - 5} more)" if len(wrong) > 5 else ""
         raise PreparationError(f"{'; '.join(wrong[:5])}{more}. Fetch the files again or leave these languages out.")
@@ -194,7 +191,7 @@ def _run(
 ) -> None:
     """Builds the pipeline and runs it to its end; a worker's error becomes one `PreparationError`."""
     try:
-        with readers_by_value(source.reader for source in plan.inputs):
+        with readers_by_value(source.reader for source in plan.inputs if isinstance(source, Input)):
             if runner in LOCAL_RUNNERS:
                 workers = num_workers or _default_workers(plan)
                 run_local(lambda built: pipeline.build(built, plan, vocabulary), workers, plan.work_folder)
@@ -216,7 +213,7 @@ def _run(
 
 
 def _default_workers(plan: pipeline.Plan) -> int:
-    size = sum(path.stat().st_size for source in plan.inputs for path in source.files.values())
+    size = sum(source.size(split) for source in plan.inputs for split in source.splits)
     return max(1, min(size // _BYTES_WORTH_A_PROCESS, os.cpu_count() or 1))
 
 
@@ -226,7 +223,7 @@ def _reporting(plan: pipeline.Plan, on_progress: Callable[[Progress], None] | No
     if on_progress is None:
         yield
         return
-    files = sum(len(source.files) for source in plan.inputs)
+    files = sum(len(source.splits) for source in plan.inputs)
     done = threading.Event()
 
     def report() -> None:
@@ -249,7 +246,7 @@ def _reporting(plan: pipeline.Plan, on_progress: Callable[[Progress], None] | No
         thread.join()
 
 
-def _collect(plan: pipeline.Plan, inputs: Sequence[Input]) -> dict[str, Any]:
+def _collect(plan: pipeline.Plan, inputs: Sequence[TextSource]) -> dict[str, Any]:
     """The manifest's tasks, from what the workers counted; gives the shards their final names.
 
     Raises:
@@ -270,21 +267,22 @@ def _collect(plan: pipeline.Plan, inputs: Sequence[Input]) -> dict[str, Any]:
                 splits[split] = _split_entry(source, counts, plan.name_shards(parts))
             elif split == "train":
                 reasons = ", ".join(f"{reason}: {count:,}" for reason, count in sorted(counts.items())) or "nothing"
-                empty.append(f"{source.task} ({source.train}; dropped: {reasons})")
+                empty.append(f"{source.task} ({source.where(split)}; dropped: {reasons})")
         tasks[source.task] = {
             "objective": source.objective,
             "language": source.language,
-            "inputs": {file.split: file.entry() for file in files if file.index == index},
+            "groups": dict(source.groups),
+            "inputs": {file.split: file.entry for file in files if file.index == index},
             "splits": splits,
         }
     if empty:
         raise PreparationError(
-            f"no training text for {'; '.join(empty)}. Check the format of the files, or leave these languages out."
+            f"no training text for {'; '.join(empty)}. Check the format of the text, or leave these tasks out."
         )
     return tasks
 
 
-def _split_entry(source: Input, counts: Counter[str], shards: list[dict[str, Any]]) -> dict[str, Any]:
+def _split_entry(source: TextSource, counts: Counter[str], shards: list[dict[str, Any]]) -> dict[str, Any]:
     sums = ("units", "tokens", "chunks", "padding")
     return {
         UNITS[source.objective]: counts["units"],

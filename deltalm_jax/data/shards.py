@@ -83,10 +83,15 @@ def decode_records(
 def digest_file(path: str | Path) -> str:
     """xxh3 (128 bit, hexadecimal) of a file's bytes."""
     digest = xxhash.xxh3_128()
+    digest_into(digest, path)
+    return digest.hexdigest()
+
+
+def digest_into(digest: xxhash.xxh3_128, path: str | Path) -> None:
+    """Updates a digest with a file's bytes."""
     with open(path, "rb", buffering=0) as file:
         while block := file.read(_READ_SIZE):
             digest.update(block)
-    return digest.hexdigest()
 
 
 def write_shard(folder: str | Path, file: str, records: Iterable[bytes]) -> Shard:

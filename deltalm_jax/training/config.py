@@ -23,7 +23,9 @@ class DataConfig:
     """What the model is trained on, and in which proportions.
 
     Attributes:
-      mixture: name of a seqio Task or Mixture (`tasks/`) to prepare.
+      mixture: name of a seqio Task or Mixture (`tasks/`, or `task_module`) to prepare.
+      task_module: name of a module that registers Tasks and Mixtures of one's own (`tasks.add_task`), for the
+        preparation. Training itself never imports it.
       data_dir: folder with the corpora (`cc100/CODE.txt.xz`, `ccaligned/xx_YY-en_XX.tsv.xz`), or "sample" for the
         shipped sample. Only needed until the data is prepared.
       vocabulary: SentencePiece model file, or "sample" for the shipped sample's.
@@ -50,6 +52,7 @@ class DataConfig:
     """
 
     mixture: str = "deltalm_pretrain"
+    task_module: str | None = operational(None)
     data_dir: str | None = operational(None)
     vocabulary: str | None = operational(None)
     prepared_dir: str | None = operational(None)
@@ -86,6 +89,11 @@ class DataConfig:
         if self.decoder_start not in DECODER_STARTS:
             raise ValueError(
                 f"DataConfig.decoder_start must be one of {', '.join(DECODER_STARTS)}, found {self.decoder_start!r}"
+            )
+        module = self.task_module
+        if module is not None and (module.endswith(".py") or not all(map(str.isidentifier, module.split(".")))):
+            raise ValueError(
+                f'DataConfig.task_module must be the name of a module, such as "my_tasks" for my_tasks.py, found {module!r}'
             )
         for name in ("data_dir", "prepared_dir"):
             if "://" in (getattr(self, name) or ""):

@@ -84,6 +84,9 @@ def load(gin_files: Sequence[str], overrides: Iterable[str] = (), allow_imports:
     for override in overrides:
         _bind_override(override, bindings)
     sections = {name: _build(name, cls, bindings) for name, cls in CLASSES.items()}
+    if module := sections["DataConfig"].task_module:
+        key = "DataConfig.task_module"
+        _check_allowed(module, allowed, f"{bindings.origins[key]}: {key}")
     origins = {
         f"{name}.{field.name}": bindings.origins.get(f"{name}.{field.name}", "default")
         for name, cls in CLASSES.items()
@@ -147,15 +150,19 @@ def _statements(text: str, name: str) -> list[Any]:
 
 
 def _import(module: str, allowed: Sequence[str], where: str) -> None:
+    _check_allowed(module, allowed, where)
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        raise ConfigError(f"{where}: cannot import {module!r}: {error}") from error
+
+
+def _check_allowed(module: str, allowed: Sequence[str], where: str) -> None:
     if not any(module == a or module.startswith(f"{a}.") for a in allowed):
         raise ConfigError(
             f"{where}: a configuration may import only {', '.join(allowed)}; importing runs code, so if you trust "
             f"{module!r}, add --allow_import={module.split('.')[0]}"
         )
-    try:
-        importlib.import_module(module)
-    except ImportError as error:
-        raise ConfigError(f"{where}: cannot import {module!r}: {error}") from error
 
 
 def _key(statement: config_parser.BindingStatement, where: str) -> str:

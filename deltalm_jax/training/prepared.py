@@ -24,7 +24,11 @@ def prepared_folder(config: Config) -> pathlib.Path:
 def prepare_command(config: Config, folder: pathlib.Path) -> list[str]:
     """The command line that prepares this run's data."""
     data = config.data
-    command = [sys.executable, "-m", "deltalm_jax.prepare", f"--mixture={data.mixture}", f"--data_dir={data.data_dir}"]
+    command = [sys.executable, "-m", "deltalm_jax.prepare", f"--mixture={data.mixture}"]
+    if data.task_module:
+        command.append(f"--task_module={data.task_module}")
+    if data.data_dir:
+        command.append(f"--data_dir={data.data_dir}")
     if data.vocabulary != SAMPLE or data.data_dir != SAMPLE:
         command.append(f"--vocabulary={data.vocabulary}")
     lengths = data.raw_lengths()
@@ -42,7 +46,8 @@ def open_or_prepare(config: Config, alone: bool = True) -> PreparedData:
     """The run's prepared data, checked against its configuration.
 
     Absent data is prepared here (in a process of its own: Beam and TensorFlow stay out of the training process) if the
-    corpora are at most `DataConfig.prepare_limit_mb` compressed and the run has one process (`alone`).
+    corpora are at most `DataConfig.prepare_limit_mb` compressed and the run has one process (`alone`). How large Tasks of
+    one's own are (`DataConfig.task_module`) is not known before they are read.
 
     Raises:
       PreparedDataError: there is no data and nothing to make it from, it is too large to make in passing (the message
@@ -60,11 +65,11 @@ def open_or_prepare(config: Config, alone: bool = True) -> PreparedData:
 
 def _prepare(config: Config, folder: pathlib.Path, alone: bool) -> None:
     data = config.data
-    if data.data_dir is None:
+    if data.data_dir is None and data.task_module is None:
         raise PreparedDataError(
             f"no prepared data in {folder}, and DataConfig.data_dir is not set. Point it to a folder with "
             "cc100/CODE.txt.xz and ccaligned/xx_YY-en_XX.tsv.xz (--gin.DataConfig.data_dir=…), or to prepared data "
-            "(--gin.DataConfig.prepared_dir=…)"
+            "(--gin.DataConfig.prepared_dir=…), or name a module with Tasks of your own (DataConfig.task_module)"
         )
     if data.vocabulary is None:
         raise PreparedDataError(
@@ -73,7 +78,7 @@ def _prepare(config: Config, folder: pathlib.Path, alone: bool) -> None:
         )
     command = prepare_command(config, folder)
     shown = shlex.join(["python", *command[1:]])
-    if data.data_dir != SAMPLE:
+    if data.data_dir not in (None, SAMPLE):
         corpora = pathlib.Path(data.data_dir)
         if not corpora.is_dir():
             raise PreparedDataError(f"DataConfig.data_dir: there is no folder {corpora}")

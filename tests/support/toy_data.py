@@ -27,6 +27,7 @@ def write_toy_data(
     tasks: Mapping[str, tuple[str, int, int]],
     chunk_length: int | Mapping[str, int] = 32,
     shards: int = 1,
+    groups: Mapping[str, Mapping[str, str]] | None = None,
 ) -> PreparedData:
     """Writes and opens a prepared folder.
 
@@ -35,6 +36,7 @@ def write_toy_data(
       tasks: name → (objective, training chunks, validation chunks).
       chunk_length: ids in a chunk, of all objectives or by objective; every fifth chunk is shorter.
       shards: files per split.
+      groups: name → groups of languages it belongs to, by kind of group.
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -68,6 +70,8 @@ def write_toy_data(
                 "shards": [{"file": s.file, "chunks": s.chunks, "bytes": s.bytes, "xxh3": s.xxh3} for s in written],
             }
         entries[name] = {"objective": objective, "language": name, "splits": splits}
+        if groups and name in groups:
+            entries[name]["groups"] = dict(groups[name])
     shutil.copy(SAMPLE_VOCABULARY, folder / "vocabulary.model")
     manifest = {
         "mixture": "deltalm_pretrain",

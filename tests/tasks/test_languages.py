@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import unicodedata
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from tasks.corpora import find_files
 from tasks.languages import LANGUAGES_CSV, load_languages
+from tasks.readers import read_cc100
 
 
 def test_known_rows() -> None:
@@ -47,14 +51,68 @@ def test_published_names_agree_with_codes() -> None:
             assert row.ccaligned_file == f"{first}-{second}.tsv.xz"
 
 
+def test_the_resource_level_follows_its_rule() -> None:
+    table = load_languages()
+    for row in table.values():
+        size = row.xlmr_size_gib
+        if size is None and "-" in row.code:
+            size = table[row.code.split("-")[0]].xlmr_size_gib
+        assert row.resource_level == ("low" if size is None or size < 1 else "medium" if size < 10 else "high"), (
+            row.code
+        )
+        if size is None and row.cc100_xz_size:
+            assert row.cc100_xz_size.endswith(("K", "M")), row.code
+            assert float(row.cc100_xz_size[:-1]) < 10 or row.cc100_xz_size.endswith("K"), row.code
+    levels = [row.resource_level for row in table.values()]
+    assert {level: levels.count(level) for level in ("high", "medium", "low")} == {"high": 38, "medium": 32, "low": 56}
+    assert table["de"].groups == {"script": "Latn", "resource_level": "high"}
+    assert table["pt-br"].groups == {"script": "Latn", "resource_level": "high"}
+    assert table["yo"].groups == {"script": "Latn", "resource_level": "low"}
+
+
+# Scripts that Unicode names its letters after, and those that are made of several or share their letters.
+UNICODE_NAMES = {
+    "ARABIC": "Arab", "ARMENIAN": "Armn", "BENGALI": "Beng", "CYRILLIC": "Cyrl", "DEVANAGARI": "Deva", "ETHIOPIC": "Ethi",
+    "GEORGIAN": "Geor", "GREEK": "Grek", "GUJARATI": "Gujr", "GURMUKHI": "Guru", "HANGUL": "Kore", "HEBREW": "Hebr",
+    "HIRAGANA": "Jpan", "KANNADA": "Knda", "KHMER": "Khmr", "LAO": "Laoo", "LATIN": "Latn", "MALAYALAM": "Mlym",
+    "MYANMAR": "Mymr", "SINHALA": "Sinh", "TAMIL": "Taml", "TELUGU": "Telu", "THAI": "Thai",
+}  # fmt: skip
+
+
+def test_scripts_are_those_of_the_text() -> None:
+    """The letters of the sample's text say which script it is; Han letters do not say which of the two."""
+    table = load_languages()
+    seen = set()
+    for code, file in find_files(None, "cc100").items():
+        letters: Counter[str] = Counter()
+        for document in read_cc100(file.train):
+            letters.update(unicodedata.name(c, "?").split()[0] for text in document for c in text if c.isalpha())
+        (name, _) = letters.most_common(1)[0]
+        seen.add(table[code].script)
+        if code != "tk":  # in Latin and Cyrillic
+            expected = {"zh-Hans": "Hans", "zh-Hant": "Hant"}.get(code) or UNICODE_NAMES[name]
+            assert table[code].script == expected, code
+    assert len(seen) == 25
+    romanised = [row for row in table.values() if row.code.endswith("_rom")]
+    assert len(romanised) == 5
+    assert {row.script for row in romanised} == {"Latn"}
+    assert (table["or"].script, table["my_zaw"].script, table["as"].script) == ("Orya", "Mymr", "Beng")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda lines: [*lines, lines[3]], r"line 128: the code 'ar' stands here a second time"),
         (lambda lines: [*lines, lines[3].replace("ar,", "xx,", 1)], "ccaligned_code 'ar_AR' already belongs to 'ar'"),
         (lambda lines: [*lines, lines[3][2:]], "line 128: expected a language code"),
-        (lambda lines: [*lines, "xx,X,yes,,,,,,,,0,0"], "expected 0 or 1 in the column 'in_xlmr', found 'yes'"),
-        (lambda lines: [*lines, "xx,X,1,,,big,,,,,0,0"], "line 128"),
+        (
+            lambda lines: [*lines, "xx,X,yes,,,,,,,,0,0,Latn,low"],
+            "expected 0 or 1 in the column 'in_xlmr', found 'yes'",
+        ),
+        (lambda lines: [*lines, "xx,X,1,,,big,,,,,0,0,Latn,low"], "line 128"),
+        (lambda lines: [*lines, "xx,X,1,,,,,,,,0,0,latin,low"], "line 128: .* in the column 'script', found 'latin'"),
+        (lambda lines: [*lines, "xx,X,1,,,,,,,,0,0,Latn,poor"], "line 128: .*'resource_level', found 'poor'"),
+        (lambda lines: [*lines, "xx,X,1,,,,,,,,0,0,Latn"], "line 128: .*'resource_level', found None"),
         (lambda lines: [*lines, "xx,X,1"], "line 128"),
         (lambda lines: [lines[0].replace("in_sample", "sample"), *lines[1:]], "missing: in_sample"),
     ],

@@ -104,6 +104,10 @@ def test_overrides_take_bare_words_for_strings_only(write):
         ("TrainConfig.steps = @forever()", r"mine.gin.*references such as @forever"),
         ("TrainConfig.steps = %nothing", r"mine.gin:2: unknown macro %nothing"),
         ("import os", r"mine.gin:2: a configuration may import only deltalm_jax, tasks.*--allow_import=os"),
+        ("DataConfig.task_module = 'my_tasks'", r"mine.gin:2: DataConfig.task_module: .*--allow_import=my_tasks"),
+        ("DataConfig.task_module = 'tasksy.mine'", r"mine.gin:2: DataConfig.task_module: .*--allow_import=tasksy"),
+        ("DataConfig.task_module = 'my_tasks.py'", r"mine.gin:2: DataConfig.task_module must be the name of a module"),
+        ("DataConfig.task_module = 'my/tasks'", r"mine.gin:2: DataConfig.task_module must be the name of a module"),
         ("import tasks.nothing", r"mine.gin:2: cannot import 'tasks.nothing'"),
         ("include 'pretrain_tiny.gin'", r"mine.gin:2: one include at most, as the file's first statement"),
         ("TrainConfig.steps = ", r"mine.gin"),
@@ -129,6 +133,16 @@ def test_an_import_can_be_allowed(write, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="add --allow_import=my_own_tasks"):
         load([path])
     load([path], allow_imports=["my_own_tasks"])
+
+
+def test_a_module_of_tasks_can_be_allowed_and_is_not_imported(write):
+    path = write("DataConfig.task_module = 'no_such_package.tasks'\n" + MINIMAL)
+    config = load([path], allow_imports=["no_such_package"])
+    assert config.data.task_module == "no_such_package.tasks"
+    assert "DataConfig.task_module" not in config.identity()
+    with pytest.raises(ConfigError, match="add --allow_import=mine"):
+        load([path], ["DataConfig.task_module=mine"])
+    assert load([path], ["DataConfig.task_module=tasks.pretraining"]).data.task_module == "tasks.pretraining"
 
 
 def test_init_from_must_be_said(write):
