@@ -250,6 +250,14 @@ class Config:
                 f"TrainConfig.stop_at_step ({self.train.stop_at_step}) lies beyond TrainConfig.steps ({self.train.steps})"
             )
 
+    def step_shapes(self) -> dict[str, tuple[int, int, int]]:
+        """Per objective, what the model works on in a step: global batch, encoder length and decoder length."""
+        shorter = int(self.data.decoder_start == "first_target")
+        return {
+            name: (self.data.objective_batch_sizes[name], inputs, targets - shorter)
+            for name, (inputs, targets) in self.data.shapes().items()
+        }
+
     def sections(self) -> dict[str, Any]:
         """{class name: instance}, in the order they are shown."""
         parts = (self.model, self.data, self.optimizer, self.loss, self.mesh, self.train)

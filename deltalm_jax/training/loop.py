@@ -82,7 +82,7 @@ def train(
         state, start = initial_state(config.model, config.optimizer, options.seed, mesh), 0
 
     devices = jax.devices()
-    flops = flops_per_step(config.model, {n: (batch_sizes[n], *shape) for n, shape in stream.shapes().items()})
+    flops = flops_per_step(config.model, config.step_shapes())
     speed = throughput(flops.total, devices[0].device_kind, len(devices), compute_dtype)
     reporter = Reporter(
         run_dir, start, stop,

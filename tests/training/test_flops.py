@@ -11,7 +11,7 @@ import pytest
 
 from deltalm_jax.model.config import PRESETS, ModelConfig
 from deltalm_jax.model.deltalm import hidden_states, init_params, logits, shift_right
-from deltalm_jax.training.flops import flops_per_step
+from deltalm_jax.training.flops import flops_per_step, throughput
 from tests.support.programs import matrix_product_operations
 
 CONFIG = ModelConfig(
@@ -83,3 +83,23 @@ def test_groups_add_up():
     both = flops_per_step(CONFIG, {"a": one, "b": other})
     assert both == flops_per_step(CONFIG, {"a": one}) + flops_per_step(CONFIG, {"b": other})
     assert flops_per_step(CONFIG, {"a": one}).total == 3 * flops_per_step(CONFIG, {"a": (1, 461, 101)}).total
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype", "peak"),
+    [
+        ("TPU v4", "bfloat16", 2 * 275e12),
+        ("TPU v4 lite", "bfloat16", 2 * 138e12),
+        ("TPU v5p", "bfloat16", 2 * 459e12),
+        ("TPU v5 lite", "bfloat16", 2 * 197e12),
+        ("NVIDIA H100 80GB HBM3", "bfloat16", 2 * 989.4e12),
+        ("NVIDIA H100 PCIe", "bfloat16", 2 * 756e12),
+        ("TPU v4", "float32", None),
+        ("cpu", "bfloat16", None),
+    ],
+)
+def test_mfu_is_of_the_known_peak_or_has_a_reason(kind, dtype, peak):
+    speed = throughput(1e12, kind, num_devices=2, compute_dtype=dtype)
+    assert speed.peak_flops == peak
+    assert bool(speed.reason) == (peak is None)
+    assert speed.mfu(0.5) == (None if peak is None else pytest.approx(2e12 / peak))
