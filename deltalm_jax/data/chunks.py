@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -34,6 +35,11 @@ PREPARE_COMMAND = "python -m deltalm_jax.prepare --mixture=… --data_dir=… --
 
 # What the ArrayRecord documentation names for random access: no read-ahead, no threads of its own.
 _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
+# Where the system has a file at hand, seeking and reading one record takes 3 microseconds, and ArrayRecord's reading of
+# several at once 5 to 30: it hands them to threads. Where storage has to answer first, those threads wait together. So
+# a batch that took this many seconds a record lets the next ones be read by threads, and then it is tried again.
+_SLOW_RECORD = 2e-4
+_BATCHED_READS = 64
 
 
 class PreparedDataError(UserError, ValueError):
@@ -155,6 +161,7 @@ class PreparedData:
         self._tables = {split: _ShardTable(self.tasks, split) for split in SPLITS}
         self._readers: OrderedDict[str, Any] = OrderedDict()
         self._max_open_shards = max_open_shards
+        self._batched_reads = 0
         self._lock = threading.Lock()
 
     @classmethod
@@ -201,12 +208,18 @@ class PreparedData:
         table = self._table(split)
         shard_B, record_B = table.locate(np.asarray(task_B, np.int64), np.asarray(chunk_B, np.int64))
         records: list[bytes] = [b""] * len(shard_B)
+        began = time.perf_counter()
         order = np.lexsort((record_B, shard_B))
         for rows in np.split(order, np.flatnonzero(np.diff(shard_B[order])) + 1):
             if rows.size:
                 shard = table.shards[shard_B[rows[0]]]
                 for row, record in zip(rows.tolist(), self._read_shard(shard, record_B[rows].tolist()), strict=True):
                     records[row] = record
+
+        if self._batched_reads:
+            self._batched_reads -= 1
+        elif time.perf_counter() - began > _SLOW_RECORD * len(records):
+            self._batched_reads = _BATCHED_READS
 
         def where(row: int) -> str:
             file = self.folder / table.shards[shard_B[row]].file
@@ -282,28 +295,35 @@ class PreparedData:
 
     def _read_shard(self, shard: Shard, records: list[int]) -> list[bytes]:
         try:
-            return self._reader(shard).read(records)
-        except (RuntimeError, ValueError, OSError) as error:
+            with self._lock:  # a reader has one position
+                reader = self._reader(shard)
+                if self._batched_reads:
+                    return reader.read(records)
+                found = []
+                for record in records:
+                    reader.seek(record)
+                    found.append(reader.read())
+                return found
+        except (RuntimeError, ValueError, OSError, EOFError, IndexError) as error:
             raise PreparedDataError(
                 f"{self.folder / shard.file}: cannot be read ({error}). "
                 "Run verify(), then copy or prepare the data again."
             ) from error
 
     def _reader(self, shard: Shard) -> Any:
-        """The shard's reader, opened at first use. A reader dropped here lives on in a thread that is using it."""
-        with self._lock:
-            reader = self._readers.get(shard.file)
-            if reader is None:
-                reader = array_record_module.ArrayRecordReader(str(self.folder / shard.file), _READER_OPTIONS)
-                # A cut file opens without complaint, with no records in it.
-                if reader.num_records() != shard.chunks:
-                    raise ValueError(f"expected {shard.chunks} records, found {reader.num_records()}")
-                self._readers[shard.file] = reader
-                if len(self._readers) > self._max_open_shards:
-                    self._readers.popitem(last=False)
-            else:
-                self._readers.move_to_end(shard.file)
-            return reader
+        """The shard's reader, opened at first use."""
+        reader = self._readers.get(shard.file)
+        if reader is None:
+            reader = array_record_module.ArrayRecordReader(str(self.folder / shard.file), _READER_OPTIONS)
+            # A cut file opens without complaint, with no records in it.
+            if reader.num_records() != shard.chunks:
+                raise ValueError(f"expected {shard.chunks} records, found {reader.num_records()}")
+            self._readers[shard.file] = reader
+            if len(self._readers) > self._max_open_shards:
+                self._readers.popitem(last=False)
+        else:
+            self._readers.move_to_end(shard.file)
+        return reader
 
 
 class _ShardTable:

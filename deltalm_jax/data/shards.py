@@ -69,12 +69,13 @@ def decode_records(
     if bad.size:
         row = int(bad[0])
         raise ValueError(f"a record of {sizes_B[row]} bytes is not 1 to {limit_B[row]} ids of 3 bytes", row)
-    data = np.frombuffer(b"".join(records), np.uint8).reshape(-1, _BYTES_PER_ID)
-    wide = np.zeros((len(data), 4), np.uint8)
-    wide[:, :_BYTES_PER_ID] = data
-    ids = wide.view("<i4")[:, 0]
+    data = np.frombuffer(b"".join(records), np.uint8)
+    ids = data[2::_BYTES_PER_ID].astype(np.int32)
+    for byte in (1, 0):
+        ids <<= 8
+        ids |= data[byte::_BYTES_PER_ID]
     if len(ids) == len(records) * width:
-        return ids.reshape(len(records), width).astype(np.int32, copy=False), lengths_B.astype(np.int32)
+        return ids.reshape(len(records), width), lengths_B.astype(np.int32)
     tokens_BL = np.zeros((len(records), width), np.int32)
     tokens_BL[np.arange(width) < lengths_B[:, None]] = ids
     return tokens_BL, lengths_B.astype(np.int32)

@@ -174,7 +174,11 @@ def test_chunks_that_do_not_exist(folder: Path, split: str, task: int, chunk: in
         PreparedData.open(folder).read(split, np.array([0, task]), np.array([0, chunk]))
 
 
-def test_threads_read_the_same(folder: Path) -> None:
+@pytest.mark.parametrize("slow", [False, True])
+def test_threads_read_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch, slow: bool) -> None:
+    """Also while both ways of reading alternate."""
+    monkeypatch.setattr(chunks_module, "_SLOW_RECORD", 0.0 if slow else 1e9)
+    monkeypatch.setattr(chunks_module, "_BATCHED_READS", 1)
     data = PreparedData.open(folder, max_open_shards=2)
     contents = random_contents()
     flat = [[c for shard in splits["train"] for c in shard] for splits in contents.values()]
@@ -294,6 +298,17 @@ def test_damage_after_opening_is_an_error_with_the_file(folder: Path) -> None:
         data.read("train", np.array([1]), np.array([0]))
 
 
+def test_a_changed_record_is_an_error_with_the_file(folder: Path) -> None:
+    """ArrayRecord's own checksum finds it, also where the size is right and the file opens."""
+    path = folder / "cc100_fr/train-0.array_record"
+    content = path.read_bytes()
+    tokens = random_contents()["cc100_fr"]["train"][0][1]
+    at = content.index(encode_record(np.array(tokens)))
+    flip(path, at + 1)
+    with pytest.raises(PreparedDataError, match=r"cc100_fr/train-0\.array_record: cannot be read"):
+        PreparedData.open(folder).read("train", np.array([1]), np.array([1]))
+
+
 class _Failing(Sequence[bytes]):
     """Records that end in an error, as a full disk or a killed worker would."""
 
@@ -331,28 +346,42 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
     assert list((tmp_path / "t").iterdir()) == []
 
 
-def test_every_shard_touched_is_read_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What makes a batch fast: one call into ArrayRecord per shard, not per chunk."""
-    calls: list[tuple[str, int]] = []
+@pytest.mark.parametrize("slow", [False, True])
+def test_how_records_are_read(folder: Path, monkeypatch: pytest.MonkeyPatch, slow: bool) -> None:
+    """One after the other, each once and in the file's order; after a slow batch, some batches a shard at a time."""
+    calls: list[tuple[str, list[int]]] = []
     real = chunks_module.array_record_module.ArrayRecordReader
 
     class Counting:
         def __init__(self, path: str, options: str):
-            self.path, self.reader = path, real(path, options)
+            self.path, self.reader, self.at = path, real(path, options), -1
 
         def num_records(self) -> int:
             return self.reader.num_records()
 
-        def read(self, records: list[int]) -> list[bytes]:
-            calls.append((self.path.removeprefix(f"{folder}/"), len(records)))
-            return self.reader.read(records)
+        def seek(self, record: int) -> None:
+            self.at = record
+            self.reader.seek(record)
+
+        def read(self, *records: list[int]) -> list[bytes]:
+            calls.append((self.path.removeprefix(f"{folder}/"), records[0] if records else self.at))
+            return self.reader.read(*records)
 
     monkeypatch.setattr(chunks_module.array_record_module, "ArrayRecordReader", Counting)
+    monkeypatch.setattr(chunks_module, "_SLOW_RECORD", 0.0 if slow else 1e9)
+    monkeypatch.setattr(chunks_module, "_BATCHED_READS", 2)
     task_B, chunk_B = np.array([0, 2, 0, 0, 2, 0, 0]), np.array([14, 0, 0, 5, 7, 13, 1])
-    PreparedData.open(folder).read("train", task_B, chunk_B)
-    first, second = "cc100_de/train", "cc100_sw/train"
-    expected = {f"{first}-0": 2, f"{first}-1": 1, f"{first}-2": 2, f"{second}-0": 1, f"{second}-1": 1}
-    assert sorted(calls) == sorted((f"{name}.array_record", count) for name, count in expected.items())
+    data = PreparedData.open(folder)
+    shards = {"cc100_de/train-0": [0, 1], "cc100_de/train-1": [0], "cc100_de/train-2": [7, 8]}
+    shards |= {"cc100_sw/train-0": [0], "cc100_sw/train-1": [3]}
+    single = [(f"{name}.array_record", record) for name, records in shards.items() for record in records]
+    batched = [(f"{name}.array_record", records) for name, records in shards.items()]
+    expected, _ = data.read("train", task_B, chunk_B)
+    assert calls == single
+    for wanted in (batched, batched, single, batched) if slow else (single, single):
+        calls.clear()
+        np.testing.assert_array_equal(data.read("train", task_B, chunk_B)[0], expected)
+        assert calls == wanted
 
 
 def test_digest_of_known_bytes(tmp_path: Path) -> None:

@@ -78,6 +78,16 @@ def test_permute_takes_one_key_an_index():
     assert together.tolist() == [int(permute(np.array([i]), 10, int(k))[0]) for i, k in zip(index, keys, strict=True)]
 
 
+def test_permute_takes_one_size_an_index():
+    sizes = np.array([1, 2, 3, 10, 64, 65, 4097, 3_000_000_019])
+    index, keys = sizes - 1, np.arange(8, dtype=np.uint64)
+    together = permute(index, sizes, keys)
+    alone = [int(permute(np.array([i]), int(n), int(k))[0]) for i, n, k in zip(index, sizes, keys, strict=True)]
+    assert together.tolist() == alone
+    with pytest.raises(ValueError, match=r"\[0, 3\), found 3"):
+        permute(np.array([1, 3]), np.array([2, 3]), 0)
+
+
 def test_permute_of_a_huge_range_stays_inside_and_distinct():
     size = 3_000_000_019
     out = permute(np.arange(5000) * 599_999, size, 1)
