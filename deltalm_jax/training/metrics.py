@@ -85,7 +85,10 @@ class TensorBoardFile:
 
     def __init__(self, folder: pathlib.Path, resume_step: int):
         purge_step = resume_step + 1 if resume_step else None
-        self._writer = tensorboardX.SummaryWriter(str(folder), purge_step=purge_step, flush_secs=30)
+        # By itself the writer names its file by the second, and would write over one of the same second.
+        self._writer = tensorboardX.SummaryWriter(
+            str(folder), purge_step=purge_step, flush_secs=30, filename_suffix=f".from-{resume_step}"
+        )
 
     def write(self, line: dict[str, Any]) -> None:
         """Writes one line; what is no number (digests, reasons) is left out."""
