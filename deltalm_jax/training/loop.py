@@ -130,7 +130,8 @@ def train(
             evaluating = step == options.steps or _is_due(step, options.eval_every)
             if evaluating:
                 epochs = {f"epochs/{task}": n for task, n in stream.epochs(step).items()}
-                reporter.flush(evaluate(state.get("ema", state["params"])) | epochs)
+                evaluation = evaluate(state.get("ema", state["params"]))
+                reporter.flush(evaluation | epochs, by_group=step == options.steps)
             if saving:
                 reporter.flush({})
                 checkpoints.save(step, state, about)

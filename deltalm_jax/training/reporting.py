@@ -69,10 +69,10 @@ class Reporter:
         now = time.perf_counter()
         self._pending, self._tick = (step, metrics, now - self._tick, waited), now
 
-    def flush(self, more: dict[str, float]) -> None:
-        """Reports the last step now, with what else there is to say of it (a validation)."""
+    def flush(self, more: dict[str, float], by_group: bool = False) -> None:
+        """Reports the last step now, with what else there is to say of it: a validation, shown by groups if asked."""
         self._report(more)
-        for text in evaluation_lines(more):
+        for text in evaluation_lines(more, by_group):
             self.say(text)
 
     def restart_clock(self) -> None:
@@ -170,7 +170,7 @@ def _duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
-def evaluation_lines(evaluation: dict[str, float]) -> list[str]:
+def evaluation_lines(evaluation: dict[str, float], by_group: bool) -> list[str]:
     """Readable lines for what an `Evaluator` returned: one an objective, and one for each way of grouping languages."""
     lines = []
     for key in evaluation:
@@ -188,5 +188,6 @@ def evaluation_lines(evaluation: dict[str, float]) -> list[str]:
             if other.startswith(f"{prefix}/") and other.count("/") == 4 and other.endswith("/text_loss"):
                 kind, name = other.split("/")[2:4]
                 groups.setdefault(kind, []).append(f"{name} {value:.2f}")
-        lines += [f"  on text by {kind.replace('_', ' ')}: {', '.join(values)}" for kind, values in groups.items()]
+        if by_group:
+            lines += [f"  on text by {kind.replace('_', ' ')}: {', '.join(values)}" for kind, values in groups.items()]
     return lines

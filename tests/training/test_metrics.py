@@ -151,6 +151,7 @@ def test_a_validation_reads_well(text_loss, words):
     evaluation = {"eval/a/loss": 5.0, "eval/a/text_loss": text_loss, "eval/a/unigram_loss": 8.0}
     evaluation |= {"eval/a/script/Cyrl/loss": 1.0, "eval/a/script/Cyrl/text_loss": 6.125, "epochs/cc100_a": 3.0}
     evaluation |= {"eval/a/resource_level/low/text_loss": 7.0, "eval/a/script/Latn/text_loss": 5.5}
-    first, *groups = evaluation_lines(evaluation)
+    first, *groups = evaluation_lines(evaluation, by_group=True)
     assert first == f"validation a: loss 5.000; on text {text_loss:.3f} nats, unigram predictor 8.000 ({words})"
     assert groups == ["  on text by script: Cyrl 6.12, Latn 5.50", "  on text by resource level: low 7.00"]
+    assert evaluation_lines(evaluation, by_group=False) == [first]
