@@ -3,14 +3,17 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN_DIR ?= runs/pretrain_tiny
 BIN = $(VENV)/bin
+# Each by name: pdoc leaves out the modules of a package that says what it exports.
+MODULES = $(subst /,.,$(patsubst %.py,%,$(patsubst %/__init__.py,%,$(sort $(shell find deltalm_jax tasks -name '*.py' -not -path 'tasks/sample/*')))))
 
-.PHONY: help setup pretrain test test-slow lint verify clean
+.PHONY: help setup pretrain test test-slow lint docs verify clean
 
 help:
 	@echo "make pretrain   set up, then pretrain a tiny DeltaLM on the shipped sample (again: goes on where it stopped)"
 	@echo "make test       set up, then run the tests"
 	@echo "make test-slow  the tests and the longer soaks"
 	@echo "make lint       ruff and mypy"
+	@echo "make docs       reference of all modules, from their docstrings, into build/docs"
 	@echo "make verify     print each claim of the README beside what this machine measures"
 	@echo "make clean      remove the environment and caches (not runs, not prepared data)"
 
@@ -41,6 +44,11 @@ lint: $(VENV)/.development
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+
+docs: $(VENV)/.development
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	@TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m pdoc --docformat google --output-directory build/docs $(MODULES)
+	@echo "open build/docs/index.html"
 
 verify: $(VENV)/.development
 	@$(BIN)/python benchmarks/verify.py
