@@ -43,7 +43,7 @@ lint: $(VENV)/.development
 	@$(BIN)/mypy
 
 verify: $(VENV)/.development
-	@$(BIN)/python benchmarks/verify.py
+	@$(BIN)/python -m benchmarks.verify
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
