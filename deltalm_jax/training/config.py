@@ -35,7 +35,8 @@ class DataConfig:
       mean_span_lengths: mean length of masked spans in tokens (paper: 3).
       sampling_exponents: a language's rate is proportional to (its tokens) ** exponent. Not stated; XLM-R and mT5 used
         0.3.
-      prepare_limit_mb: `train` prepares corpora up to this compressed size by itself; above, it prints the command.
+      prepare_limit_mb: `train` prepares corpora up to this compressed size by itself; above, it prints the command. The size
+        of Tasks of one's own is not known, and does not count.
       prefetch: batches made ahead of the step.
     """
 
