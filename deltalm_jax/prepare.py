@@ -74,7 +74,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     )
     what.add_argument(
         "--task_module", metavar="MODULE",
-        help="module of yours that registers more Tasks and Mixtures (tasks.add_task); it is imported, so it runs",
+        help="module of yours that registers Tasks and Mixtures (tasks.add_task), e.g. my_tasks; its code runs",
     )  # fmt: skip
     what.add_argument("--output", required=True, metavar="DIR", help="folder to make")
     how = parser.add_argument_group("how")
@@ -115,6 +115,10 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     for name in ("data_dir", "output"):
         if "://" in getattr(flags, name):
             parser.error(f"--{name}={getattr(flags, name)}: only folders of a file system that this machine sees")
+    if flags.task_module and (flags.task_module.endswith(".py") or "/" in flags.task_module):
+        parser.error(
+            f'--task_module takes the name of a module ("my_tasks" for my_tasks.py), found {flags.task_module}'
+        )
     if flags.num_workers is not None and flags.num_workers < 1:
         parser.error(f"--num_workers must be at least 1, found {flags.num_workers}")
     if flags.beam_options and flags.runner == "local":
@@ -157,7 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _prepare(flags: argparse.Namespace, console: Console) -> None:
     with quiet_imports():
-        # Imported late: `--help` should not wait for TensorFlow. It has no use for an accelerator here.
+        # Imported late: `--help` should not wait for TensorFlow.
         from deltalm_jax.data.mixture import Registration, inputs_of
         from deltalm_jax.data.preparation import prepare
         from deltalm_jax.data.vocabulary import Vocabulary

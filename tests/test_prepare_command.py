@@ -152,6 +152,7 @@ def test_mistakes_give_one_line(data_dir: Path, capfd: pytest.CaptureFixture[str
         (["--output=x", "--chunk_length=span=9"], "unknown objective 'span'"),
         (["--output=x", "--chunk_length=span_corruption=9,span_corruption=8"], "named twice"),
         (["--output=x", "--num_workers=0"], "at least 1, found 0"),
+        (["--output=x", "--task_module=mine.py"], '"my_tasks" for my_tasks.py), found mine.py'),
         (["--output=x", "--beam_options=--region=r"], "for another --runner"),
     ],
 )

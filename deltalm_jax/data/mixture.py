@@ -57,8 +57,13 @@ class Registration:
           CorpusError: from `tasks.register`.
           MixtureError: the module is not there or fails; names the line.
         """
+        import tensorflow as tf
+
         import tasks
 
+        with contextlib.suppress(RuntimeError):  # raised where TensorFlow has begun to work
+            # It has no use for an accelerator here, and would take all its memory.
+            tf.config.set_visible_devices([], "GPU")
         tasks.register(vocabulary=self.vocabulary, **self.options)
         if self.task_module:
             _import(self.task_module)

@@ -157,6 +157,15 @@ def find_message(error: BaseException | None) -> str | None:
     return None
 
 
+def was_interrupted(error: BaseException | None) -> bool:
+    """Whether Ctrl-C lies behind what Beam raised: it makes a RuntimeError of it where a stage runs in this process."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 @contextlib.contextmanager
 def _explained(what: str) -> Iterator[None]:
     """Turns failures of files and of their content into a `WorkerError`; errors of the program pass through."""

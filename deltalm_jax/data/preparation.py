@@ -202,6 +202,8 @@ def _run(
     except WorkerDiedError as error:
         raise PreparationError(str(error)) from error
     except Exception as error:
+        if pipeline.was_interrupted(error):
+            raise KeyboardInterrupt from error
         message = pipeline.find_message(error)
         if message is not None:
             raise PreparationError(message) from None

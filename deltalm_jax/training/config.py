@@ -47,7 +47,8 @@ class DataConfig:
         0.3.
       decoder_start: "eos": the decoder starts from `</s>` and every target is predicted. "first_target": it starts from
         the first target, the first sentinel, which is then not predicted, as in the DeltaLM group's later loader.
-      prepare_limit_mb: `train` prepares corpora up to this compressed size by itself; above, it prints the command.
+      prepare_limit_mb: `train` prepares corpora up to this compressed size by itself; above, it prints the command. The size
+        of Tasks of one's own is not known, and does not count.
       prefetch: batches made ahead of the step.
     """
 

@@ -58,6 +58,13 @@ def read_and_die(path: Path, counts: Counter[str]) -> Iterator[list[str]]:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def read_and_press_ctrl_c(path: Path, counts: Counter[str]) -> Iterator[list[str]]:
+    """The user interrupts in the middle of reading."""
+    yield ["a paragraph"]
+    signal.raise_signal(signal.SIGINT)
+    yield ["another"]
+
+
 def words(generator: np.random.Generator, count: int) -> str:
     table = [
         "house",
@@ -400,6 +407,14 @@ def test_settings_that_cannot_be(inputs: list[Input], vocabulary: Vocabulary, tm
         run([Input("../x", "span_corruption", "x", read_documents, inputs[0].train)], vocabulary, tmp_path / "out")
     with pytest.raises(ValueError, match="task x: unknown objective 'spam'"):
         Input("x", "spam", "x", read_documents, inputs[0].train)
+
+
+def test_an_interruption_is_one_and_leaves_nothing(inputs: list[Input], vocabulary: Vocabulary, tmp_path: Path) -> None:
+    """Beam would make another error of it."""
+    source = Input("toy_xx", "span_corruption", "xx", read_and_press_ctrl_c, inputs[0].train)
+    with pytest.raises(KeyboardInterrupt):
+        run([source], vocabulary, tmp_path / "out")
+    assert not list(tmp_path.glob("out*"))
 
 
 SLOW_RUN = """

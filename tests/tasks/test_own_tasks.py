@@ -26,6 +26,7 @@ from deltalm_jax.data.preparation import prepare as prepare_inputs
 from deltalm_jax.data.vocabulary import Vocabulary
 from tasks.corpora import SAMPLE_DIR, CorpusError
 from tasks.text import PretrainingTask, to_item
+from tests.support.toy_data import write_toy_data
 
 MODEL = SAMPLE_DIR / "vocabulary.model"
 DOCUMENTS = [f"First paragraph of {i}.\nSecond one, {i * i}." for i in range(40)]
@@ -320,3 +321,10 @@ def test_texts_are_cleaned_by_the_rules_of_files() -> None:
     assert to_item([b"x" * ((1 << 20) + 1) + b"\nrest"], "documents", counts) == ["rest"]
     assert to_item([b"a", b"\xff"], "pairs", counts) is None
     assert counts == {"empty": 1, "long_line": 1, "invalid_utf8": 1}
+
+
+def test_groups_of_languages_are_kept_and_may_be_absent(tmp_path: Path) -> None:
+    """Prepared data of earlier versions have none."""
+    toy = {"cc100_a": ("span_corruption", 3, 1), "cc100_b": ("span_corruption", 3, 1)}
+    data = write_toy_data(tmp_path / "data", toy, groups={"cc100_b": {"script": "Latn", "resource_level": "low"}})
+    assert [task.groups for task in data.tasks] == [{}, {"script": "Latn", "resource_level": "low"}]
