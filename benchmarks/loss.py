@@ -67,6 +67,17 @@ def measure(kind: str, vocab_size: int, targets: int) -> dict[str, float]:
     return {"peak_mb": used, "seconds": time.perf_counter() - began, "value": float(value), "gradient_norm": norm}
 
 
+def beside_each_other(vocab_size: int, targets: int) -> dict[str, Any]:
+    """Both losses at one size, each measured in a process of its own."""
+    row: dict[str, Any] = {"vocabulary": vocab_size, "targets": targets}
+    row["table_gradient_mb"] = vocab_size * WIDTH * 4 / 2**20
+    for kind in ("blocked", "plain"):
+        command = [sys.executable, "-m", "benchmarks.loss", "--one", kind, str(vocab_size), str(targets)]
+        env = os.environ | {"JAX_PLATFORMS": "cpu"}
+        row[kind] = json.loads(subprocess.run(command, env=env, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    return row
+
+
 def _line(row: dict[str, Any]) -> str:
     blocked, plain = row["blocked"], row["plain"]
     differences = [abs(blocked[key] / plain[key] - 1) for key in ("value", "gradient_norm")]
@@ -90,13 +101,7 @@ def main() -> None:
         return
     rows = []
     for vocab_size, targets in SIZES:
-        row = {"vocabulary": vocab_size, "targets": targets, "table_gradient_mb": vocab_size * WIDTH * 4 / 2**20}
-        for kind in ("blocked", "plain"):
-            command = [sys.executable, "-m", "benchmarks.loss", "--one", kind, str(vocab_size), str(targets)]
-            done = subprocess.run(
-                command, env=os.environ | {"JAX_PLATFORMS": "cpu"}, check=True, stdout=subprocess.PIPE, text=True
-            )
-            row[kind] = json.loads(done.stdout)
+        row = beside_each_other(vocab_size, targets)
         rows.append(row)
         print(_line(row), flush=True)
     if flags.json:
