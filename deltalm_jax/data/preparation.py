@@ -135,7 +135,7 @@ def prepare(
     return Prepared(PreparedData.open(output), made=True)
 
 
-def _lengths_by_objective(inputs: Sequence[Input], chunk_length: int | Mapping[str, int]) -> dict[str, int]:
+def _lengths_by_objective(inputs: Sequence[TextSource], chunk_length: int | Mapping[str, int]) -> dict[str, int]:
     """The length of each objective's chunks that there will be, in the order of the objectives' names."""
     lengths = {}
     for objective, unit in sorted({source.objective: source.unit for source in inputs}.items()):

@@ -53,7 +53,7 @@ class Evaluator:
           data groups its languages, `eval/<objective>/<kind>/<group>/loss` and `…/text_loss`, such as
           `eval/span_corruption/script/Cyrl/loss`.
         """
-        out = {}
+        out: dict[str, float] = {}
         for name, batches in self.batches.items():
             if not batches:
                 continue
