@@ -114,6 +114,31 @@ def test_a_restart_finds_the_step_compiled_and_says_that_the_traced_steps_are_pa
     assert {path.name for path in (run_dir / "compilation_cache").iterdir() if path.name.endswith("-cache")} == cache
 
 
+def test_a_dry_run_on_prepared_data_tells_all_and_writes_nothing(finished, tmp_path):
+    _, _, data, config = finished
+    told = runs.run(tmp_path / "run", data.folder, *OPTIONS, "--dry_run").stdout
+    stream = Stream(data, config.data.objectives(), config.train.seed)
+    for binding in OPTIONS:
+        key, _, value = binding.partition("=")
+        value = value if value[0] in "{0123456789" else repr(value)
+        assert f"{key} = {value}  # command line" in told
+    assert "learning rate ×" in told
+    assert "encoder/layers/self_attention/query/kernel       2 × 16 × 16  whole       0.5 1" in told
+    for part in ("parameters", "muon", "moving average", "gradients", "logits of a loss block, at most"):
+        assert f"{part} 0." in told or f"{part} 1." in told, part
+    assert "in 2 microbatches of 4, 4 examples" in told
+    (row,) = (line.split() for line in told.splitlines() if line.split()[:2] == ["span_corruption", "8"])
+    assert row[2:5] == ["32", "29", "4"], (
+        "raw tokens, inputs, targets: one target fewer, for the decoder starts from it"
+    )
+    # 2.5 · 4 targets beside 20.
+    assert row[5] == "33.3%"
+    assert f"cc100_a {stream.rates()['span_corruption']['cc100_a']:.1%}, cc100_b" in told
+    assert "epochs in 4 steps, fewest and most: " in told
+    assert told.count("first example of step 1 (task ") == 2
+    assert not (tmp_path / "run").exists()
+
+
 def test_profile_steps_that_make_no_sense_are_refused(capsys):
     for value in ("5", "3,2", "0,4", "a,b"):
         with pytest.raises(SystemExit) as stopped:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,7 +22,10 @@ from deltalm_jax.training.optimizer import (
     make_optimizer,
 )
 
-CONFIG = OptimizerConfig(learning_rate=1e-2, warmup_steps=4, decay_steps=12, weight_decay=0.1, gradient_clip_norm=1.0)
+CONFIG = OptimizerConfig(
+    learning_rate=1e-2, warmup_steps=4, decay_steps=12, weight_decay=0.1, gradient_clip_norm=1.0, beta1=0.8, beta2=0.95,
+    epsilon=1e-3,
+)  # fmt: skip
 
 
 def test_schedule_corners():
@@ -61,9 +66,9 @@ def test_updates_equal_adam_written_out():
         assert norm > 1, "clipping must be at work"
         for name, value in wanted.items():
             g = gradient["layer"][name] / norm
-            first[name] = 0.9 * first[name] + 0.1 * g
-            second[name] = 0.999 * second[name] + 0.001 * g**2
-            step = first[name] / (1 - 0.9**t) / (np.sqrt(second[name] / (1 - 0.999**t)) + 1e-6)
+            first[name] = 0.8 * first[name] + 0.2 * g
+            second[name] = 0.95 * second[name] + 0.05 * g**2
+            step = first[name] / (1 - 0.8**t) / (np.sqrt(second[name] / (1 - 0.95**t)) + 1e-3)
             decay = 0.1 * value if name == "kernel" else 0.0
             wanted[name] = value - [0.0025, 0.005, 0.0075][t - 1] * (step + decay)
     for name, value in wanted.items():
@@ -140,6 +145,32 @@ def test_muon_orthogonalises_each_layers_matrix_and_leaves_the_rest_to_adam():
             for key in path:
                 wanted = wanted[key.key]
             np.testing.assert_array_equal(update, wanted)
+
+
+def test_muon_has_a_momentum_of_its_own():
+    """After a first gradient and none, without bias correction the momentum is what is left of the first: the same
+    direction, whatever is left. After a second gradient, how much is left decides the direction."""
+    config = OptimizerConfig("muon", 1.0, warmup_steps=0, decay_steps=99, weight_decay=0.0, gradient_clip_norm=0.0)
+    params, first, second = model_like(0), model_like(1), model_like(2)
+
+    def direction(momentum):
+        optimizer = make_optimizer(dataclasses.replace(config, muon_momentum=momentum))
+        state = optimizer.update(first, optimizer.init(params), params)[1]
+        kernel = optimizer.update(second, state, params)[0]["encoder"]["layers"]["query"]["kernel"]
+        return np.asarray(kernel[0])
+
+    def orthogonal(matrix):
+        left, _, right = np.linalg.svd(matrix, full_matrices=False)
+        return left @ right
+
+    kernels = [np.asarray(g["encoder"]["layers"]["query"]["kernel"][0]) for g in (first, second)]
+    for momentum in (0.0, 0.9):
+        # Nesterov: the momentum once more, and the gradient.
+        wanted = orthogonal(momentum * (momentum * kernels[0] + kernels[1]) + kernels[1])
+        found = -direction(momentum)
+        cosine = (wanted * found).sum() / np.linalg.norm(wanted) / np.linalg.norm(found)
+        assert cosine > 0.95, (momentum, cosine)
+    assert not np.allclose(direction(0.0), direction(0.9), atol=0.02)
 
 
 def test_factors_scale_the_whole_update_and_freeze():
