@@ -23,7 +23,7 @@ from deltalm_jax.objectives.hashing import hash_keys
 from deltalm_jax.objectives.span_corruption import SpanCorruption, Spans
 
 MASK_SIDES = ("both", "one")
-_SALT_SIDE, _SALT_PAIR = 3, 4
+_SALT_PAIR = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,10 +54,11 @@ class TranslationSpanCorruption(SpanCorruption):
         if self.mask_sides == "both":
             return self.draw_spans(lengths_B, keys_B)
         row_P, pair_P, edges_P3 = _find_pairs(tokens_BL, lengths_B)
-        second_P = (hash_keys(keys_B[row_P], _SALT_SIDE, pair_P) & np.uint64(1)).astype(np.int64)
+        # One key a pair: its lowest bit is the coin, and the mask is drawn from further hashes of it.
+        key_P = hash_keys(keys_B[row_P], _SALT_PAIR, pair_P)
+        second_P = (key_P & np.uint64(1)).astype(np.int64)
         begin_P = edges_P3[np.arange(len(row_P)), second_P]
         length_P = edges_P3[np.arange(len(row_P)), second_P + 1] - begin_P
-        pair_keys_P = hash_keys(keys_B[row_P], _SALT_PAIR, pair_P)
 
         counts_P = self.counts(length_P)[1]
         first_span_P = np.cumsum(counts_P) - counts_P
@@ -69,7 +70,7 @@ class TranslationSpanCorruption(SpanCorruption):
         magnitude_P = np.frexp(length_P)[1]
         for magnitude in np.unique(magnitude_P):
             group = np.flatnonzero(magnitude_P == magnitude)
-            drawn = self.draw_spans(length_P[group], pair_keys_P[group])
+            drawn = self.draw_spans(length_P[group], key_P[group])
             side, span = np.nonzero(drawn.lengths_BK)
             where = row_P[group[side]], first_span_P[group[side]] + span
             starts_BK[where] = begin_P[group[side]] + drawn.starts_BK[side, span]
