@@ -51,7 +51,7 @@ docs: $(VENV)/.development
 	@echo "open build/docs/index.html"
 
 verify: $(VENV)/.development
-	@$(BIN)/python benchmarks/verify.py
+	@$(BIN)/python -m benchmarks.verify
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

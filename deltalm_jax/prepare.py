@@ -7,7 +7,7 @@ import contextlib
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -15,7 +15,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as ProgressBar
 from rich.table import Table
 
+from deltalm_jax.data.vocabulary import DEFAULT_NUM_SENTINELS
 from deltalm_jax.errors import UserError
+from deltalm_jax.objectives import OBJECTIVES, make_objective
 from deltalm_jax.quiet import quiet_imports
 
 if TYPE_CHECKING:
@@ -77,8 +79,10 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     what.add_argument("--output", required=True, metavar="DIR", help="folder to make")
     how = parser.add_argument_group("how")
     how.add_argument(
-        "--chunk_length", type=int, default=512, metavar="N", help="ids in a chunk (default: %(default)s, the paper's)"
-    )
+        "--chunk_length", type=_chunk_length, default=512, metavar="N",
+        help="ids in a chunk, before corruption (default: %(default)s, the paper's); or one for each objective, as "
+        "span_corruption=568,translation_span_corruption=766 (the dry run of a training shows its own: raw tokens)",
+    )  # fmt: skip
     how.add_argument(
         "--validation_fraction", type=float, default=0.001, metavar="X",
         help="share of texts held out where there is no validation file (default: %(default)s)",
@@ -86,6 +90,10 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     how.add_argument(
         "--sentinel_start", type=int, metavar="ID", help="id of the first sentinel (default: after <mask>)"
     )
+    how.add_argument(
+        "--num_sentinels", type=int, default=DEFAULT_NUM_SENTINELS, metavar="N",
+        help="sentinels after <mask> (default: %(default)s, the released model's)",
+    )  # fmt: skip
     how.add_argument("--overwrite", action="store_true", help="replace prepared data that are at --output")
     where = parser.add_argument_group("where it runs")
     where.add_argument(
@@ -118,6 +126,24 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     return flags
 
 
+def _chunk_length(value: str) -> int | dict[str, int]:
+    """The flag's value: one number, or OBJECTIVE=NUMBER for each objective."""
+    try:
+        if "=" not in value:
+            return int(value)
+        items = [item.split("=") for item in value.split(",")]
+        lengths = {name.strip(): int(length) for name, length in items}
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"expected a number, or span_corruption=N,translation_span_corruption=N; found {value!r}"
+        ) from None
+    if unknown := set(lengths) - set(OBJECTIVES):
+        raise argparse.ArgumentTypeError(f"unknown objective {min(unknown)!r}; known: {', '.join(OBJECTIVES)}")
+    if len(lengths) < len(items):
+        raise argparse.ArgumentTypeError(f"an objective is named twice in {value!r}")
+    return lengths
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code. Mistakes and damaged files give one message and exit code 2."""
     flags = parse_arguments(sys.argv[1:] if arguments is None else arguments)
@@ -142,11 +168,10 @@ def _prepare(flags: argparse.Namespace, console: Console) -> None:
         from tasks.corpora import SAMPLE_DIR
 
     model = SAMPLE_DIR / "vocabulary.model" if flags.vocabulary == SAMPLE else flags.vocabulary
-    vocabulary = Vocabulary.load(model, sentinel_start=flags.sentinel_start)
+    vocabulary = Vocabulary.load(model, sentinel_start=flags.sentinel_start, num_sentinels=flags.num_sentinels)
     options = {
         "data_dir": None if flags.data_dir == SAMPLE else flags.data_dir,
         "languages": [code.strip() for code in flags.languages.split(",")] if flags.languages else None,
-        "chunk_length": flags.chunk_length,
     }
     registration = Registration(vocabulary, options, flags.task_module)
     with quiet_imports():
@@ -270,13 +295,27 @@ def _next_command(data: PreparedData) -> str:
         flags.append(f"--gin.DataConfig.mixture={mixture}")
     if len(objectives := {task.objective for task in data.tasks}) == 1:
         flags.append(f"--gin.DataConfig.objective_batch_sizes={dict.fromkeys(objectives, batch_size)}")
-    if data.chunk_length != length:
-        flags.append(f"--gin.DataConfig.chunk_length={data.chunk_length}")
-    if data.chunk_length > length:
-        flags.append(f"--gin.ModelConfig.max_length={data.chunk_length}")
+    wanted, sizing = _length_settings(data.chunk_lengths)
+    if sizing != "raw":
+        flags.append(f"--gin.DataConfig.sizing={sizing!r}")
+    if wanted not in (None, length):
+        flags.append(f"--gin.DataConfig.chunk_length={wanted}")
+    if wanted is not None and wanted > length:
+        flags.append(f"--gin.ModelConfig.max_length={wanted}")
+    if (sentinels := data.manifest["vocabulary"]["num_sentinels"]) != DEFAULT_NUM_SENTINELS:
+        flags.append(f"--gin.DataConfig.num_sentinels={sentinels}")
     if data.vocabulary_size != size:
         flags.append(f"--gin.ModelConfig.vocab_size={data.vocabulary_size}")
     return shlex.join(["python", "-m", "deltalm_jax.train", *flags])
+
+
+def _length_settings(chunk_lengths: Mapping[str, int]) -> tuple[int | None, str]:
+    """DataConfig's chunk_length (None: not known) and sizing that, all else at its defaults, give these chunk lengths."""
+    if len(set(chunk_lengths.values())) == 1:
+        return next(iter(chunk_lengths.values())), "raw"
+    objectives = {name: make_objective(name, sizing="t5") for name in chunk_lengths}
+    wanted = min(objectives[name].lengths(length)[0] for name, length in chunk_lengths.items())
+    return wanted if all(objectives[n].raw_length(wanted) == m for n, m in chunk_lengths.items()) else None, "t5"
 
 
 if __name__ == "__main__":

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import argparse
 import pathlib
+import shlex
 import sys
 from collections.abc import Sequence
 
+_DESCRIPTION = """
+Pretrain a DeltaLM, or go on pretraining it: run the same command again and the run goes on from its newest checkpoint.
+Prepared data is made first where there is none and the corpora are small.
+"""
 _EXAMPLES = """
 examples:
   python -m deltalm_jax.train --gin_file=pretrain_tiny.gin
   python -m deltalm_jax.train --gin_file=pretrain_tiny.gin --gin.TrainConfig.steps=100 --run_dir=runs/short
+  python -m deltalm_jax.train --gin_file=pretrain_tiny.gin --profile_steps=10,15
   python -m deltalm_jax.train --gin_file=pretrain_base.gin --dry_run
   python -m deltalm_jax.train --gin_file=pretrain_base.gin --gin.DataConfig.data_dir=/corpora \\
       --gin.DataConfig.vocabulary=sentencepiece.bpe.model
 
-Run the same command again and the run goes on from its newest checkpoint.
+--dry_run shows every value that can be set, and where each came from. What they mean: docs/training.md.
+Ctrl-C and SIGTERM save at the next step and end the run with the exit codes 130 and 75.
 """
 
 
@@ -23,40 +30,61 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[
     """Command-line flags, and the `--gin.Class.field=value` bindings without their prefix."""
     parser = argparse.ArgumentParser(
         prog="python -m deltalm_jax.train",
-        description="Pretrain a DeltaLM, or go on pretraining it.",
+        usage="%(prog)s --gin_file=FILE [--gin.Class.field=VALUE …] [--run_dir=DIR] [--dry_run] [more]",
+        description=_DESCRIPTION,
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument(
+    what = parser.add_argument_group("what")
+    what.add_argument(
         "--gin_file", action="append", default=[], metavar="FILE",
         help="configuration: the name of a shipped file or a path; repeat to add files, later ones win",
     )  # fmt: skip
-    parser.add_argument(
+    what.add_argument(
         "--gin.Class.field", metavar="VALUE", help="one value, e.g. --gin.TrainConfig.steps=40; wins over files"
     )
-    parser.add_argument(
-        "--run_dir", type=pathlib.Path, help="checkpoints and metrics go here (default: runs/<gin name>)"
+    what.add_argument(
+        "--allow_import", action="append", default=[], metavar="MODULE",
+        help="a module of yours that the configuration may name (importing it runs its code)",
+    )  # fmt: skip
+    where = parser.add_argument_group("where to, and what to see")
+    where.add_argument(
+        "--run_dir", type=pathlib.Path, metavar="DIR", help="checkpoints and metrics go here (default: runs/<gin name>)"
     )
-    parser.add_argument("--dry_run", action="store_true", help="print what the run would be, with an example, and stop")
-    parser.add_argument(
-        "--allow_import", action="append", default=[], metavar="MODULE", help="a module gin files may import"
-    )
+    where.add_argument("--dry_run", action="store_true", help="print what the run would be, with examples, and stop")
+    where.add_argument(
+        "--profile_steps", type=_steps, metavar="FIRST,LAST",
+        help="record a profiler trace of these steps in RUN_DIR/profile (TensorBoard's profile plugin, Perfetto)",
+    )  # fmt: skip
     group = parser.add_argument_group("several processes")
     group.add_argument(
         "--coordinator", metavar="HOST:PORT", help='process 0\'s address, or "auto" on TPU, SLURM and MPI'
     )
-    group.add_argument("--num_processes", type=int, help="processes in all")
-    group.add_argument("--process_id", type=int, help="this process's number, from 0")
+    group.add_argument("--num_processes", type=int, metavar="N", help="processes in all")
+    group.add_argument("--process_id", type=int, metavar="I", help="this process's number, from 0")
     bindings = [a.removeprefix("--gin.") for a in arguments if a.startswith("--gin.")]
     return parser.parse_args([a for a in arguments if not a.startswith("--gin.")]), bindings
 
 
+def _steps(text: str) -> tuple[int, int]:
+    try:
+        first, last = (int(part) for part in text.split(","))
+    except ValueError:
+        first = last = 0
+    if not 1 <= first <= last:
+        raise argparse.ArgumentTypeError(f"expected two steps such as 10,15, the first from 1, found {text!r}")
+    return first, last
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code. Mistakes of the user's give one message and exit code 2."""
-    flags, bindings = parse_arguments(sys.argv[1:] if arguments is None else arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    flags, bindings = parse_arguments(arguments)
 
     # Imported late: `--help` should not wait for jax.
+    import jax
+
     from deltalm_jax.errors import UserError
     from deltalm_jax.parallel.mesh import initialize_processes
     from deltalm_jax.training.gin_files import load
@@ -75,7 +103,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         initialize_processes(flags.coordinator, flags.num_processes, flags.process_id)
         run_dir = flags.run_dir or pathlib.Path("runs", config.name)
         with owned(run_dir):
-            return train(config, prepared, run_dir)
+            code = train(config, prepared, run_dir, flags.profile_steps)
+        if code and jax.process_index() == 0:
+            print(f"to go on:\n  {shlex.join(['python', '-m', 'deltalm_jax.train', *arguments])}", flush=True)
+        return code
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

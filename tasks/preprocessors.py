@@ -17,7 +17,7 @@ import tensorflow as tf
 from deltalm_jax.data.blocks import encode_block
 from deltalm_jax.data.shards import decode_records
 from deltalm_jax.data.vocabulary import Vocabulary
-from deltalm_jax.objectives import OBJECTIVES
+from deltalm_jax.objectives import SpanCorruption
 from deltalm_jax.objectives.hashing import hash_keys, string_key
 from tasks.text import FIELDS, to_item
 
@@ -63,7 +63,7 @@ def corrupt(
     sequence_length: Mapping[str, int] | None,
     *,
     name: str,
-    objective: str,
+    corruption: SpanCorruption,
     vocabulary: Vocabulary,
     chunk_length: int,
 ) -> tf.data.Dataset:
@@ -76,21 +76,26 @@ def corrupt(
       dataset: from `cut_into_chunks`.
       sequence_length: seqio's, by feature; None where nothing limits the lengths.
       name: the Task's name.
-      objective: a key of `OBJECTIVES`.
+      corruption: the objective.
       vocabulary: for the sentinels.
-      chunk_length: ids in a full chunk.
+      chunk_length: ids in a full chunk, before corruption.
 
     Raises:
-      ValueError: `sequence_length` is below what the objective can give. seqio would trim, and cut off sentinels.
+      ValueError: the vocabulary has too few sentinels; or `sequence_length` is below what the objective can give: seqio
+        would trim, and cut off sentinels.
     """
-    corruption = OBJECTIVES[objective]()
+    if (needed := corruption.max_sentinels(chunk_length)) > vocabulary.num_sentinels:
+        raise ValueError(
+            f"Task {name}: chunks of {chunk_length} tokens need {needed} sentinels, but the vocabulary has "
+            f"{vocabulary.num_sentinels}: give register() one with more (Vocabulary.load(…, num_sentinels={needed}))"
+        )
     bounds = dict(zip(("inputs", "targets"), corruption.lengths(chunk_length), strict=True))
     for feature, bound in bounds.items():
         limit = (sequence_length or {}).get(feature)
         if limit is not None and limit < bound:
             raise ValueError(
-                f"Task {name}: sequence_length[{feature!r}] is {limit}, but {objective} of chunks of up to "
-                f"{chunk_length} tokens gives {feature} of up to {bound}. Ask for at least {bounds}, or register the "
+                f"Task {name}: sequence_length[{feature!r}] is {limit}, but chunks of up to {chunk_length} "
+                f"tokens give {feature} of up to {bound}. Ask for at least {bounds}, or register the "
                 "tasks with a smaller chunk_length; trimming would cut off sentinels."
             )
     name_key = string_key(name)

@@ -31,6 +31,7 @@ from absl import logging
 from deltalm_jax.data.blocks import UNITS
 from deltalm_jax.data.stream import sampling_rates
 from deltalm_jax.data.vocabulary import Vocabulary
+from deltalm_jax.objectives import make_objective
 from tasks.corpora import CORPORA, SAMPLE_DIR, CorpusFile, find_files, task_name
 from tasks.languages import Language, load_languages
 from tasks.preprocessors import corrupt, cut_into_chunks
@@ -55,6 +56,8 @@ def register(
     *,
     prepared: str | Path | Mapping[str, Any] | None = None,
     chunk_length: int = CHUNK_LENGTH,
+    sizing: str = "raw",
+    mask_sides: str = "both",
     sampling_exponent: float = SAMPLING_EXPONENT,
     translation_sampling_exponent: float = TRANSLATION_SAMPLING_EXPONENT,
     objective_batch_sizes: Mapping[str, int] | None = None,
@@ -66,7 +69,7 @@ def register(
       vocabulary: a vocabulary or the path of its SentencePiece model; None or "sample": the sample's 8,000 pieces.
       languages: only these; each must be in one corpus at least. Default: all.
       prepared: folder of prepared data, or its manifest, for token counts.
-      chunk_length: tokens in a chunk, before corruption.
+      chunk_length, sizing, mask_sides: as in `deltalm_jax.training.config.DataConfig`.
       sampling_exponent: of the rates among the languages of span corruption.
       translation_sampling_exponent: of the rates among those of translation span corruption.
       objective_batch_sizes: examples of each objective in a batch; default `OBJECTIVE_BATCH_SIZES`.
@@ -111,6 +114,8 @@ def register(
                 vocabulary=vocabulary,
                 groups=_groups_of(file.language, table),
                 chunk_length=chunk_length,
+                sizing=sizing,
+                mask_sides=mask_sides,
             )
         rates = sampling_rates([tokens[name] for name in names], exponents[corpus.objective])
         weighted = [(name, float(rate)) for name, rate in zip(names, rates, strict=True)]
@@ -134,6 +139,8 @@ def add_task(
     preprocessors: Sequence[Callable[..., tf.data.Dataset]] = (),
     groups: Mapping[str, str] | None = None,
     chunk_length: int = CHUNK_LENGTH,
+    sizing: str = "raw",
+    mask_sides: str = "both",
 ) -> PretrainingTask:
     """Registers a Task over any seqio source; an ordinary seqio Task, and one that `deltalm_jax.prepare` can prepare.
 
@@ -149,7 +156,8 @@ def add_task(
         `inputs` and `targets`, are made from it here.
       groups: kind of group → group, for validation by groups of languages. Default: `tasks.languages` has script and
         resource level for its languages, and nothing for others.
-      chunk_length: tokens in a chunk, for users of seqio; a preparation goes by its own.
+      chunk_length, sizing, mask_sides: as in `deltalm_jax.training.config.DataConfig`, for users of seqio; a preparation
+        and a training go by their own.
 
     Raises:
       ValueError: an unknown objective, or a name that is taken.
@@ -160,9 +168,11 @@ def add_task(
     if groups is None:
         groups = _groups_of(language, load_languages())
     feature = seqio.Feature(vocabulary.as_seqio(), add_eos=False, dtype=tf.int32)
-    cut = functools.partial(cut_into_chunks, vocabulary=vocabulary, unit=UNITS[objective], chunk_length=chunk_length)
+    corruption = make_objective(objective, sizing=sizing, mask_sides=mask_sides)
+    raw_length = corruption.raw_length(chunk_length)
+    cut = functools.partial(cut_into_chunks, vocabulary=vocabulary, unit=UNITS[objective], chunk_length=raw_length)
     corrupted = functools.partial(
-        corrupt, name=name, objective=objective, vocabulary=vocabulary, chunk_length=chunk_length
+        corrupt, name=name, corruption=corruption, vocabulary=vocabulary, chunk_length=raw_length
     )
     return seqio.TaskRegistry.add(
         name,

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import tasks
@@ -80,7 +81,25 @@ def test_a_folder_of_corpora(data_dir: Path, capfd: pytest.CaptureFixture[str]) 
     assert prepare.main(arguments(data_dir)) == 0
     assert "nothing to do" in capfd.readouterr().out
     assert prepare.main(arguments(data_dir, "--chunk_length=128")) == 2
-    assert "chunk_length: 512 there, 128 asked for" in error_of(capfd)
+    assert "chunk_length of span_corruption: 512 there, 128 asked for" in error_of(capfd)
+
+
+def test_lengths_by_objective_and_sentinels(data_dir: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    lengths = {"span_corruption": 70, "translation_span_corruption": 94}
+    flag = "--chunk_length=" + ",".join(f"{name}={length}" for name, length in lengths.items())
+    assert prepare.main(arguments(data_dir, flag, "--num_sentinels=128")) == 0
+    data = PreparedData.open(data_dir.parent / "out")
+    assert data.chunk_lengths == lengths
+    assert data.manifest["vocabulary"]["num_sentinels"] == 128
+    for task, length in ((0, 70), (2, 94)):
+        tokens_BL, lengths_B = data.read("train", np.array([task]), np.array([0]))
+        assert tokens_BL.shape[1] == length >= lengths_B[0] > length - 15
+    # 64 inputs by T5's sizing: what the printed command asks for.
+    printed = capfd.readouterr().out
+    assert "sizing" in printed
+    assert "--gin.DataConfig.chunk_length=64" in printed
+    assert "--gin.DataConfig.num_sentinels=128" in printed
+    assert f"--gin.ModelConfig.vocab_size={data.vocabulary_size}" in printed
 
 
 def test_languages_and_one_task(data_dir: Path) -> None:
@@ -113,7 +132,8 @@ def test_a_cut_file_ends_the_command_with_one_line(data_dir: Path) -> None:
         ("--languages=de,xx", "no file for 'xx'"),
         ("--vocabulary=/nowhere/spm.model", "/nowhere/spm.model"),
         ("--data_dir=/nowhere", "/nowhere"),
-        ("--chunk_length=3", "chunk_length must be at least 5, found 3"),
+        ("--chunk_length=3", "chunk_length of translation_span_corruption must be at least 5, found 3"),
+        ("--chunk_length=span_corruption=64", "chunk_length says nothing of translation_span_corruption"),
         ("--runner=NoSuchRunner", "the Beam runner NoSuchRunner failed"),
     ],
 )
@@ -128,6 +148,9 @@ def test_mistakes_give_one_line(data_dir: Path, capfd: pytest.CaptureFixture[str
     [
         (["--output=x", "--data_dir=y"], "--vocabulary is needed"),
         ([], "--output"),
+        (["--output=x", "--chunk_length=long"], "expected a number, or span_corruption=N"),
+        (["--output=x", "--chunk_length=span=9"], "unknown objective 'span'"),
+        (["--output=x", "--chunk_length=span_corruption=9,span_corruption=8"], "named twice"),
         (["--output=x", "--num_workers=0"], "at least 1, found 0"),
         (["--output=x", "--task_module=mine.py"], '"my_tasks" for my_tasks.py), found mine.py'),
         (["--output=x", "--beam_options=--region=r"], "for another --runner"),

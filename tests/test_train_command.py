@@ -104,7 +104,8 @@ class TestMistakes:
 
     def test_chunks_longer_than_the_positions(self, capsys, tmp_path, toy):
         message = fails(capsys, *toy_arguments(tmp_path, toy, "DataConfig.chunk_length=600"))
-        assert "DataConfig.chunk_length is 600, but ModelConfig.max_length has positions for 32 tokens only" in message
+        assert "DataConfig.chunk_length is 600, which gives span_corruption inputs of up to 540" in message
+        assert "ModelConfig.max_length has positions for 32 tokens only" in message
 
     def test_a_missing_shard(self, capsys, tmp_path):
         write_toy_data(tmp_path / "data", runs.TOY_TASKS)
@@ -199,7 +200,7 @@ def test_dry_run_of_the_base_config(tmp_path):
     assert "362,981,376 parameters" in out
     for name, inputs, targets in (("span_corruption", 461, 101), ("translation_span_corruption", 341, 341)):
         (row,) = (line.split() for line in out.splitlines() if line.split()[:2] == [name, "1,024"])
-        assert row[2:4] == [str(inputs), str(targets)]
+        assert row[2:5] == ["512", str(inputs), str(targets)]
     # spec: 3 · (2 · P · tokens + attention) a sequence, summed here term by term for 461/101 and 341/341.
     assert f"{step_teraflops():,.2f} TFLOP a step" in out
     assert out.count("inputs:") == out.count("targets:") == 2

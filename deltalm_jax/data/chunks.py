@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,7 +27,7 @@ from array_record.python import array_record_module
 from deltalm_jax.data.shards import Shard, decode_records, digest_file, sync
 from deltalm_jax.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 VOCABULARY_MODEL = "vocabulary.model"
 SPLITS = ("train", "validation")
@@ -34,6 +35,11 @@ PREPARE_COMMAND = "python -m deltalm_jax.prepare --mixture=… --data_dir=… --
 
 # What the ArrayRecord documentation names for random access: no read-ahead, no threads of its own.
 _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
+# Where the system has a file at hand, seeking and reading one record takes 3 microseconds, and ArrayRecord's reading of
+# several at once 5 to 30: it hands them to threads. Where storage has to answer first, those threads wait together. So
+# a batch that took this many seconds a record lets the next ones be read by threads, and then it is tried again.
+_SLOW_RECORD = 2e-4
+_BATCHED_READS = 64
 
 
 class PreparedDataError(UserError, ValueError):
@@ -119,7 +125,8 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
         raise PreparedDataError(f"{path}: damaged, not readable as JSON ({error}). Prepare again. {make}") from error
     if found_format != FORMAT:
         raise PreparedDataError(
-            f"{path}: format {found_format!r}, this version reads format {FORMAT}. Prepare again. {make}"
+            f"{path}: format {found_format!r}, this version reads format {FORMAT}. Prepare again, with --overwrite or into "
+            f"another folder. {make}"
         )
     if manifest.get("digest") != _manifest_digest(manifest):
         raise PreparedDataError(f"{path}: its digest does not match, it was changed or damaged. Prepare again. {make}")
@@ -139,7 +146,7 @@ class PreparedData:
     Attributes:
       folder: where it is.
       manifest: the parsed manifest; `manifest["digest"]` identifies the data.
-      chunk_length: L, ids in a full chunk.
+      chunk_lengths: ids in a full chunk, by objective.
       vocabulary_size: ids are below this.
       tasks: its tasks, in the manifest's order; a task's index is its place here.
     """
@@ -147,12 +154,14 @@ class PreparedData:
     def __init__(self, folder: Path, manifest: Mapping[str, Any], max_open_shards: int):
         self.folder = folder
         self.manifest = manifest
-        self.chunk_length = int(manifest["chunk_length"])
+        self.chunk_lengths = {str(name): int(length) for name, length in manifest["chunk_lengths"].items()}
         self.vocabulary_size = int(manifest["vocabulary"]["size"])
         self.tasks = tuple(_parse_task(name, entry) for name, entry in manifest["tasks"].items())
+        self._chunk_length_K = np.array([self.chunk_lengths[task.objective] for task in self.tasks], np.int64)
         self._tables = {split: _ShardTable(self.tasks, split) for split in SPLITS}
         self._readers: OrderedDict[str, Any] = OrderedDict()
         self._max_open_shards = max_open_shards
+        self._batched_reads = 0
         self._lock = threading.Lock()
 
     @classmethod
@@ -189,7 +198,8 @@ class PreparedData:
           chunk_B: int [B], chunk numbers within the task's split.
 
         Returns:
-          tokens_BL int32, L = chunk_length, padded with 0, and lengths_B int32.
+          tokens_BL int32, padded with 0, and lengths_B int32. L is the chunk length of the tasks' objective; of the
+          longest, where tasks of several are read together (or none).
 
         Raises:
           IndexError: no such task or chunk.
@@ -198,6 +208,7 @@ class PreparedData:
         table = self._table(split)
         shard_B, record_B = table.locate(np.asarray(task_B, np.int64), np.asarray(chunk_B, np.int64))
         records: list[bytes] = [b""] * len(shard_B)
+        began = time.perf_counter()
         order = np.lexsort((record_B, shard_B))
         for rows in np.split(order, np.flatnonzero(np.diff(shard_B[order])) + 1):
             if rows.size:
@@ -205,18 +216,25 @@ class PreparedData:
                 for row, record in zip(rows.tolist(), self._read_shard(shard, record_B[rows].tolist()), strict=True):
                     records[row] = record
 
+        if self._batched_reads:
+            self._batched_reads -= 1
+        elif time.perf_counter() - began > _SLOW_RECORD * len(records):
+            self._batched_reads = _BATCHED_READS
+
         def where(row: int) -> str:
             file = self.folder / table.shards[shard_B[row]].file
             return f"task {self.tasks[int(task_B[row])].name}, shard {file}, record {record_B[row]}"
 
         advice = "The file is damaged; run verify() to find all such files and prepare the data again."
         try:
-            tokens_BL, lengths_B = decode_records(records, self.chunk_length)
+            limit_B = self._chunk_length_K[task_B]
+            width = int(limit_B.max(initial=0)) or max(self.chunk_lengths.values())
+            tokens_BL, lengths_B = decode_records(records, width, limit_B)
         except ValueError as error:
             raise PreparedDataError(f"{where(error.args[1])}: {error.args[0]}. {advice}") from error
         # Two passes over the batch without temporaries; the search for the place only where something is wrong.
         if tokens_BL.max(initial=0) >= self.vocabulary_size or np.count_nonzero(tokens_BL) != lengths_B.sum():
-            real_BL = np.arange(self.chunk_length) < lengths_B[:, None]
+            real_BL = np.arange(width) < lengths_B[:, None]
             row, column = np.argwhere((tokens_BL >= self.vocabulary_size) | (real_BL & (tokens_BL == 0)))[0]
             raise PreparedDataError(
                 f"{where(row)}: id {tokens_BL[row, column]} at position {column}, but ids lie in "
@@ -277,28 +295,35 @@ class PreparedData:
 
     def _read_shard(self, shard: Shard, records: list[int]) -> list[bytes]:
         try:
-            return self._reader(shard).read(records)
-        except (RuntimeError, ValueError, OSError) as error:
+            with self._lock:  # a reader has one position
+                reader = self._reader(shard)
+                if self._batched_reads:
+                    return reader.read(records)
+                found = []
+                for record in records:
+                    reader.seek(record)
+                    found.append(reader.read())
+                return found
+        except (RuntimeError, ValueError, OSError, EOFError, IndexError) as error:
             raise PreparedDataError(
                 f"{self.folder / shard.file}: cannot be read ({error}). "
                 "Run verify(), then copy or prepare the data again."
             ) from error
 
     def _reader(self, shard: Shard) -> Any:
-        """The shard's reader, opened at first use. A reader dropped here lives on in a thread that is using it."""
-        with self._lock:
-            reader = self._readers.get(shard.file)
-            if reader is None:
-                reader = array_record_module.ArrayRecordReader(str(self.folder / shard.file), _READER_OPTIONS)
-                # A cut file opens without complaint, with no records in it.
-                if reader.num_records() != shard.chunks:
-                    raise ValueError(f"expected {shard.chunks} records, found {reader.num_records()}")
-                self._readers[shard.file] = reader
-                if len(self._readers) > self._max_open_shards:
-                    self._readers.popitem(last=False)
-            else:
-                self._readers.move_to_end(shard.file)
-            return reader
+        """The shard's reader, opened at first use."""
+        reader = self._readers.get(shard.file)
+        if reader is None:
+            reader = array_record_module.ArrayRecordReader(str(self.folder / shard.file), _READER_OPTIONS)
+            # A cut file opens without complaint, with no records in it.
+            if reader.num_records() != shard.chunks:
+                raise ValueError(f"expected {shard.chunks} records, found {reader.num_records()}")
+            self._readers[shard.file] = reader
+            if len(self._readers) > self._max_open_shards:
+                self._readers.popitem(last=False)
+        else:
+            self._readers.move_to_end(shard.file)
+        return reader
 
 
 class _ShardTable:

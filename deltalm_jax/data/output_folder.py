@@ -60,7 +60,10 @@ def _differences(manifest: Mapping[str, Any], header: Mapping[str, Any], inputs:
     """Each difference between a manifest and what is asked for, as "what: … there, … asked for"."""
     pairs: list[tuple[str, Any, Any]] = [
         ("mixture", manifest.get("mixture"), header["mixture"]),
-        ("chunk_length", manifest.get("chunk_length"), header["chunk_length"]),
+        *(
+            (f"chunk_length of {name}", manifest["chunk_lengths"].get(name), header["chunk_lengths"].get(name))
+            for name in sorted({*manifest["chunk_lengths"], *header["chunk_lengths"]})
+        ),
         ("vocabulary", manifest["vocabulary"].get("fingerprint"), header["vocabulary"]["fingerprint"]),
     ]
     pairs += [(name, manifest.get("settings", {}).get(name), value) for name, value in header["settings"].items()]

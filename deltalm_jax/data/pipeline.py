@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,13 +61,13 @@ class Plan:
     Attributes:
       inputs: the tasks.
       folder: the folder being prepared.
-      chunk_length, validation_fraction, block_bytes, blocks_per_shard: as in `preparation.prepare`.
+      chunk_lengths, validation_fraction, block_bytes, blocks_per_shard: as in `preparation.prepare`.
       spool: whether blocks lie in files between stages instead of travelling with the elements.
     """
 
     inputs: tuple[TextSource, ...]
     folder: str
-    chunk_length: int
+    chunk_lengths: Mapping[str, int]
     validation_fraction: float
     block_bytes: int
     blocks_per_shard: int
@@ -209,7 +209,7 @@ class _Encode(beam.DoFn):
         plan, source = self.plan, self.plan.inputs[index]
         with _explained(f"task {source.task}"):
             items = json.loads(plan.take(stored))
-            records, counts = encode_block(items, source.unit, self.vocabulary, plan.chunk_length)
+            records, counts = encode_block(items, source.unit, self.vocabulary, plan.chunk_lengths[source.objective])
             out = plan.put(f"{source.task}/{split}-{number}.records", _join_records(records))
         plan.note("encoded")
         yield (index, split, number // plan.blocks_per_shard), (number, out, dict(counts))

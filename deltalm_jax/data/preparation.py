@@ -14,7 +14,7 @@ import dataclasses
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,7 @@ def prepare(
     output: str | Path,
     *,
     mixture: str,
-    chunk_length: int = 512,
+    chunk_length: int | Mapping[str, int] = 512,
     validation_fraction: float = 0.001,
     block_bytes: int = BLOCK_BYTES,
     blocks_per_shard: int = BLOCKS_PER_SHARD,
@@ -83,7 +83,7 @@ def prepare(
       vocabulary: of the ids; its model is copied into the folder.
       output: the folder to make. On a cluster, a path that all workers and this machine see.
       mixture: name kept in the manifest.
-      chunk_length: ids in a full chunk.
+      chunk_length: ids in a full chunk; one number, or one for each objective.
       validation_fraction: share of texts held out by hash where a task has no validation file.
       block_bytes: UTF-8 bytes of text that are worked on as one piece. Chunks do not cross blocks.
       blocks_per_shard: consecutive blocks that make one file.
@@ -102,7 +102,8 @@ def prepare(
         written by another process; settings that cannot be; a failure of a worker. Nothing is left of the output then.
     """
     output = Path(os.path.abspath(output))
-    _check_settings(inputs, vocabulary, chunk_length, validation_fraction, block_bytes, blocks_per_shard)
+    lengths = _lengths_by_objective(inputs, chunk_length)
+    _check_settings(inputs, vocabulary, validation_fraction, block_bytes, blocks_per_shard)
     _check_inputs(inputs)
     settings = {
         "validation_fraction": validation_fraction,
@@ -111,7 +112,7 @@ def prepare(
     }
     header = {
         "mixture": mixture,
-        "chunk_length": chunk_length,
+        "chunk_lengths": lengths,
         "vocabulary": vocabulary.describe(),
         "settings": settings,
     }
@@ -119,7 +120,7 @@ def prepare(
         return Prepared(existing, made=False)
     with output_folder.partial(output) as partial:
         plan = pipeline.Plan(
-            tuple(inputs), str(partial), chunk_length, validation_fraction, block_bytes, blocks_per_shard,
+            tuple(inputs), str(partial), lengths, validation_fraction, block_bytes, blocks_per_shard,
             spool=runner in LOCAL_RUNNERS,
         )  # fmt: skip
         plan.work_folder.mkdir()
@@ -134,18 +135,27 @@ def prepare(
     return Prepared(PreparedData.open(output), made=True)
 
 
+def _lengths_by_objective(inputs: Sequence[TextSource], chunk_length: int | Mapping[str, int]) -> dict[str, int]:
+    """The length of each objective's chunks that there will be, in the order of the objectives' names."""
+    lengths = {}
+    for objective, unit in sorted({source.objective: source.unit for source in inputs}.items()):
+        length = chunk_length if isinstance(chunk_length, int) else chunk_length.get(objective)
+        if length is None:
+            raise PreparationError(f"chunk_length says nothing of {objective}, found {chunk_length}")
+        least = MIN_CHUNK_LENGTH_OF_PAIRS if unit == "pairs" else MIN_CHUNK_LENGTH
+        if length < least:
+            raise PreparationError(f"chunk_length of {objective} must be at least {least}, found {length}")
+        lengths[objective] = length
+    return lengths
+
+
 def _check_settings(
     inputs: Sequence[TextSource],
     vocabulary: Vocabulary,
-    chunk_length: int,
     validation_fraction: float,
     block_bytes: int,
     blocks_per_shard: int,
 ) -> None:
-    pairs = any(source.unit == "pairs" for source in inputs)
-    least = MIN_CHUNK_LENGTH_OF_PAIRS if pairs else MIN_CHUNK_LENGTH
-    if chunk_length < least:
-        raise PreparationError(f"chunk_length must be at least {least}, found {chunk_length}")
     if not 0 <= validation_fraction < 1:
         raise PreparationError(f"validation_fraction must lie in [0, 1), found {validation_fraction}")
     if block_bytes < 1 or blocks_per_shard < 1:

@@ -46,12 +46,15 @@ def encode_record(ids: np.ndarray) -> bytes:
     return ids.astype("<u4").view(np.uint8).reshape(-1, 4)[:, :_BYTES_PER_ID].tobytes()
 
 
-def decode_records(records: Sequence[bytes], width: int) -> tuple[np.ndarray, np.ndarray]:
+def decode_records(
+    records: Sequence[bytes], width: int, limit_B: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """The inverse of `encode_record`, for a batch.
 
     Args:
-      records: B byte strings, each of a whole number of ids and at most `width` of them.
+      records: B byte strings, each of a whole number of ids.
       width: L, columns of the result.
+      limit_B: the most ids each may have, where less than `width`.
 
     Returns:
       tokens_BL int32, padded with 0, and lengths_B int32.
@@ -61,15 +64,18 @@ def decode_records(records: Sequence[bytes], width: int) -> tuple[np.ndarray, np
     """
     sizes_B = np.fromiter(map(len, records), np.int64, len(records))
     lengths_B, rest_B = np.divmod(sizes_B, _BYTES_PER_ID)
-    bad = np.flatnonzero((rest_B != 0) | (lengths_B < 1) | (lengths_B > width))
+    limit_B = np.broadcast_to(width if limit_B is None else limit_B, sizes_B.shape)
+    bad = np.flatnonzero((rest_B != 0) | (lengths_B < 1) | (lengths_B > limit_B))
     if bad.size:
-        raise ValueError(f"a record of {sizes_B[bad[0]]} bytes is not 1 to {width} ids of 3 bytes", int(bad[0]))
-    data = np.frombuffer(b"".join(records), np.uint8).reshape(-1, _BYTES_PER_ID)
-    wide = np.zeros((len(data), 4), np.uint8)
-    wide[:, :_BYTES_PER_ID] = data
-    ids = wide.view("<i4")[:, 0]
+        row = int(bad[0])
+        raise ValueError(f"a record of {sizes_B[row]} bytes is not 1 to {limit_B[row]} ids of 3 bytes", row)
+    data = np.frombuffer(b"".join(records), np.uint8)
+    ids = data[2::_BYTES_PER_ID].astype(np.int32)
+    for byte in (1, 0):
+        ids <<= 8
+        ids |= data[byte::_BYTES_PER_ID]
     if len(ids) == len(records) * width:
-        return ids.reshape(len(records), width).astype(np.int32, copy=False), lengths_B.astype(np.int32)
+        return ids.reshape(len(records), width), lengths_B.astype(np.int32)
     tokens_BL = np.zeros((len(records), width), np.int32)
     tokens_BL[np.arange(width) < lengths_B[:, None]] = ids
     return tokens_BL, lengths_B.astype(np.int32)

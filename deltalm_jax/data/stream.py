@@ -108,12 +108,14 @@ class _Schedule:
             task_B[here] = task_M[places_B[here]]
             number_B[here] = block * self.quotas_K[task_B[here]] + running_M[places_B[here]]
         epoch_B, index_B = np.divmod(number_B, self.chunks_K[task_B])
-        chunk_B = np.empty_like(index_B)
-        for k in np.unique(task_B):
-            here = task_B == k
-            order_keys = hash_keys(self.keys_K[k], _SALT_ORDER, epoch_B[here])
-            chunk_B[here] = permute(index_B[here], int(self.chunks_K[k]), order_keys)
-        return task_B, chunk_B, epoch_B
+        order_keys_B = hash_keys(self.keys_K[task_B], _SALT_ORDER, epoch_B)
+        return task_B, permute(index_B, self.chunks_K[task_B], order_keys_B), epoch_B
+
+    def drawn(self, examples: int) -> np.ndarray:
+        """How many of the first `examples` examples are of each task; int64 [K]. One block is looked at, not all."""
+        blocks, places = divmod(examples, self.block)
+        task_M, _ = self._layout(blocks)
+        return blocks * self.quotas_K + np.bincount(task_M[:places], minlength=len(self.quotas_K))
 
 
 class Stream:
@@ -138,17 +140,17 @@ class Stream:
         self.sentinels = first, first + int(vocabulary["num_sentinels"])
         self._schedules = {name: _Schedule(name, o, prepared, seed) for name, o in self.objectives.items()}
         for name, objective in self.objectives.items():
-            needed = objective.corruption.max_sentinels(prepared.chunk_length)
+            needed = objective.corruption.max_sentinels(prepared.chunk_lengths[name])
             if needed > int(vocabulary["num_sentinels"]):
                 raise PreparedDataError(
-                    f"{name} of {prepared.chunk_length} tokens needs {needed} sentinels, but the vocabulary of "
+                    f"{name} of {prepared.chunk_lengths[name]} tokens needs {needed} sentinels, but the vocabulary of "
                     f"{prepared.folder} has {vocabulary['num_sentinels']}: lower the noise density or raise the mean span "
                     "length"
                 )
 
     def shapes(self) -> dict[str, tuple[int, int]]:
         """Per objective, the static lengths of `inputs` (S) and `targets` (T)."""
-        return {n: o.corruption.lengths(self.prepared.chunk_length) for n, o in self.objectives.items()}
+        return {n: o.corruption.lengths(self.prepared.chunk_lengths[n]) for n, o in self.objectives.items()}
 
     def batch(self, step: int, rows: Mapping[str, Rows] | None = None, only: str | None = None) -> Batch:
         """The batch of a step, or this process's rows of it.
@@ -188,6 +190,17 @@ class Stream:
             for name, s in self._schedules.items()
         }
 
+    def epochs(self, steps: int) -> dict[str, float]:
+        """For each task, how often its chunks have been visited after `steps` steps: examples drawn / chunks.
+
+        By arithmetic, whatever the number of steps. 2.5 means that half of the chunks were seen three times, half twice.
+        """
+        out: dict[str, float] = {}
+        for name, schedule in self._schedules.items():
+            drawn_K = schedule.drawn(steps * self.objectives[name].batch_size)
+            out |= dict(zip(schedule.task_names, (drawn_K / schedule.chunks_K).tolist(), strict=True))
+        return out
+
     def validation_batches(self, limit: int | None = None) -> dict[str, int]:
         """Per objective, how many validation batches there are (at most `limit`): the same on every process."""
         counts = {}
@@ -210,6 +223,12 @@ class Stream:
         for k, v in part.items():
             out[k][real_B] = v
         return out
+
+    def validation_tasks(self, name: str, index: int) -> np.ndarray:
+        """Whose each row of `validation_batch(name, index)` is: int64 [B], index into `prepared.tasks`, -1 for padding."""
+        batch_size = self.objectives[name].batch_size
+        task_N = self._validation_chunks(name)[0][index * batch_size : (index + 1) * batch_size]
+        return np.pad(task_N, (0, batch_size - len(task_N)), constant_values=-1)
 
     @functools.lru_cache(maxsize=8)  # noqa: B019 - one stream a run; the table is small and read every evaluation
     def _validation_chunks(self, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -235,6 +254,6 @@ class Stream:
             keys_B,
             sentinel_start=self.sentinels[0],
             num_sentinels=self.sentinels[1] - self.sentinels[0],
-            chunk_length=self.prepared.chunk_length,
+            chunk_length=self.prepared.chunk_lengths[name],
         )
         return {"inputs": corrupted.inputs_BS, "targets": corrupted.targets_BT}

@@ -6,6 +6,7 @@ Legend: B batch, T positions that attend, S positions attended to, D hidden size
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +32,13 @@ def causal_mask(tokens_BT: jax.Array) -> jax.Array:
     return jnp.tril(jnp.ones((length, length), bool)) & padding_mask(tokens_BT)
 
 
+class KeysValues(NamedTuple):
+    """What attention looks at: a key and a value for each of S positions, split into heads."""
+
+    key_BSHK: jax.Array
+    value_BSHK: jax.Array
+
+
 class Attention(nnx.Module):
     """Scaled dot-product attention with biased query, key, value and output projections (fairseq's).
 
@@ -48,14 +56,18 @@ class Attention(nnx.Module):
         self.num_heads = config.num_heads
         self.dropout_rate = config.attention_dropout_rate
 
+    def keys_values(self, source_BSD: jax.Array) -> KeysValues:
+        """What positions with these hidden states show to whoever attends to them, in the same dtype."""
+        return KeysValues(self._split_heads(self.key(source_BSD)), self._split_heads(self.value(source_BSD)))
+
     def __call__(
-        self, hidden_BTD: jax.Array, source_BSD: jax.Array, mask: jax.Array, *, dropout_key: jax.Array | None = None
+        self, hidden_BTD: jax.Array, seen: KeysValues, mask: jax.Array, *, dropout_key: jax.Array | None = None
     ) -> jax.Array:
-        """Every position of `hidden` gathers from those positions of `source` that `mask` allows.
+        """Every position of `hidden` gathers from those positions of `seen` that `mask` allows.
 
         Args:
           hidden_BTD: what attends.
-          source_BSD: what is attended to; `hidden_BTD` itself for self-attention.
+          seen: what is attended to; `self.keys_values(hidden_BTD)` for self-attention.
           mask: bool, broadcast to [B, H, T, S]; True where attention may look.
           dropout_key: for dropout of the attention weights; None for none.
 
@@ -63,14 +75,12 @@ class Attention(nnx.Module):
           [B, T, D] in the dtype of `hidden_BTD`. Scores and softmax are float32.
         """
         query_BTHK = self._split_heads(self.query(hidden_BTD))
-        key_BSHK = self._split_heads(self.key(source_BSD))
-        value_BSHK = self._split_heads(self.value(source_BSD))
         query_BTHK *= query_BTHK.shape[-1] ** -0.5  # After the bias, which is scaled with it.
 
-        scores_BHTS = jnp.einsum("BTHK,BSHK->BHTS", query_BTHK, key_BSHK, preferred_element_type=jnp.float32)
+        scores_BHTS = jnp.einsum("BTHK,BSHK->BHTS", query_BTHK, seen.key_BSHK, preferred_element_type=jnp.float32)
         weights_BHTS = jax.nn.softmax(jnp.where(mask, scores_BHTS, MASKED_SCORE), axis=-1)
-        weights_BHTS = dropout(weights_BHTS, self.dropout_rate, dropout_key).astype(value_BSHK.dtype)
-        mixed_BTHK = jnp.einsum("BHTS,BSHK->BTHK", weights_BHTS, value_BSHK)
+        weights_BHTS = dropout(weights_BHTS, self.dropout_rate, dropout_key).astype(seen.value_BSHK.dtype)
+        mixed_BTHK = jnp.einsum("BHTS,BSHK->BTHK", weights_BHTS, seen.value_BSHK)
         return self.output(mixed_BTHK.reshape(hidden_BTD.shape))
 
     def _split_heads(self, projected_BTD: jax.Array) -> jax.Array:

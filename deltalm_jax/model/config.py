@@ -17,6 +17,8 @@ EOS_ID = 3  # `</s>`, which is also what the decoder starts from.
 PADDING_POSITION = 1
 RESERVED_POSITIONS = 2
 
+DECODERS = ("interleaved", "vanilla")
+REMAT_POLICIES = ("none", "full", "sublayer_outputs", "dots_with_no_batch_dims_saveable", "dots_saveable")
 NORM_PLACEMENTS = ("post", "pre")
 COMPUTE_DTYPES = ("auto", "float32", "bfloat16")
 
@@ -31,8 +33,10 @@ class ModelConfig:
       feed_forward_size: width inside a feed-forward network (F).
       num_heads: attention heads (H); must divide `hidden_size`.
       num_encoder_layers: encoder layers.
-      num_decoder_layers: interleaved decoder layers, each as large as two encoder layers.
+      num_decoder_layers: decoder layers, of the kind that `decoder` says.
       max_length: longest encoder or decoder sequence, in tokens. Each position table has two rows more.
+      decoder: "interleaved" for DeltaLM's decoder layer, which is as large as two encoder layers; "vanilla" for the usual
+        one, which lacks the feed-forward network between the attentions (see `decoder_layer.py`).
       norm_placement: "post" normalises after each residual sum (all released models); "pre" normalises the input of
         each sub-layer, and the output of the last layer.
       embedding_layer_norm: whether both sides normalise their embeddings (base does, large does not).
@@ -40,9 +44,15 @@ class ModelConfig:
       attention_dropout_rate: of the attention weights.
       activation_dropout_rate: of the activations inside the feed-forward networks.
       compute_dtype: "float32", "bfloat16", or "auto" (see `resolve_compute_dtype`). Parameters are float32 in any case.
-      remat: recompute each layer in the backward pass instead of keeping its activations. May change on resume.
-      scan_unroll: layers per iteration of the loop over layers. 1 compiles one layer, whatever the depth; the number of
-        layers unrolls the loop, which saves a small model on a CPU a tenth of its time. May change on resume.
+      remat: what the backward pass finds kept of each layer, and so what it need not recompute; more memory from one to
+        the next. May change on resume.
+          "full": the layer's input. The whole layer is recomputed.
+          "sublayer_outputs": also what each attention and feed-forward network adds to the residual stream.
+          "dots_with_no_batch_dims_saveable": also products with weights; attention's own two are recomputed.
+          "dots_saveable": also attention's scores and weighted sums. No product is recomputed.
+          "none": everything; nothing is recomputed.
+      scan_layers: True runs a stack of layers as a loop, which compiles one layer whatever the depth; False unrolls it,
+        which saves a small model on a CPU a tenth of its time. May change on resume.
 
     Raises:
       TypeError: a field has another type than declared (a bool is not an int here; an int is accepted as a float).
@@ -56,14 +66,15 @@ class ModelConfig:
     num_encoder_layers: int = 12
     num_decoder_layers: int = 6
     max_length: int = 512
+    decoder: str = "interleaved"
     norm_placement: str = "post"
     embedding_layer_norm: bool = True
     dropout_rate: float = 0.1
     attention_dropout_rate: float = 0.0
     activation_dropout_rate: float = 0.0
     compute_dtype: str = "auto"
-    remat: bool = operational(False)
-    scan_unroll: int = operational(1)
+    remat: str = operational("none")
+    scan_layers: bool = operational(True)
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -80,8 +91,10 @@ class ModelConfig:
             )
         if self.vocab_size <= EOS_ID:
             raise ValueError(f"ModelConfig.vocab_size must exceed {EOS_ID}, the id of </s>, found {self.vocab_size}")
+        _check_choice("decoder", self.decoder, DECODERS)
         _check_choice("norm_placement", self.norm_placement, NORM_PLACEMENTS)
         _check_choice("compute_dtype", self.compute_dtype, COMPUTE_DTYPES)
+        _check_choice("remat", self.remat, REMAT_POLICIES)
 
     @property
     def num_positions(self) -> int:
@@ -94,7 +107,17 @@ def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"ModelConfig.{name} must be one of {', '.join(map(repr, choices))}, found {value!r}")
 
 
-# tiny and small are ours; base and large are the two released models.
+_LARGE = ModelConfig(
+    hidden_size=1024,
+    feed_forward_size=4096,
+    num_heads=16,
+    num_encoder_layers=24,
+    num_decoder_layers=12,
+    embedding_layer_norm=False,
+)
+
+# tiny and small are ours; base and large are the two released models. Large was released without a LayerNorm on its
+# embeddings, but XLM-R-large and InfoXLM-large have one: what is to start from them needs it too.
 PRESETS: Mapping[str, ModelConfig] = MappingProxyType(
     {
         "tiny": ModelConfig(
@@ -104,18 +127,12 @@ PRESETS: Mapping[str, ModelConfig] = MappingProxyType(
             num_heads=4,
             num_encoder_layers=4,
             num_decoder_layers=2,
-            scan_unroll=4,
+            scan_layers=False,
         ),
         "small": ModelConfig(hidden_size=384, feed_forward_size=1536, num_heads=12),
         "base": ModelConfig(),
-        "large": ModelConfig(
-            hidden_size=1024,
-            feed_forward_size=4096,
-            num_heads=16,
-            num_encoder_layers=24,
-            num_decoder_layers=12,
-            embedding_layer_norm=False,
-        ),
+        "large": _LARGE,
+        "large_from_xlmr": dataclasses.replace(_LARGE, embedding_layer_norm=True),
     }
 )
 
@@ -134,13 +151,25 @@ def resolve_compute_dtype(config: ModelConfig, platform: str) -> str:
 
 
 def encoder_layer_parameter_count(config: ModelConfig) -> int:
-    """Parameters of one encoder layer; an interleaved decoder layer has exactly twice as many.
+    """Parameters of one encoder layer: an attention and a feed-forward network."""
+    return _attention_parameter_count(config) + _feed_forward_parameter_count(config)
 
-    Attention is four square projections with biases, the feed-forward network two projections with biases, and each of
-    the two has a LayerNorm: (4 D² + 4 D) + (2 D F + F + D) + 2 · 2 D = 4 D² + 2 D F + F + 9 D.
-    """
+
+def decoder_layer_parameter_count(config: ModelConfig) -> int:
+    """Parameters of one decoder layer: two attentions and, if interleaved, two feed-forward networks, else one."""
+    feed_forwards = 2 if config.decoder == "interleaved" else 1
+    return 2 * _attention_parameter_count(config) + feed_forwards * _feed_forward_parameter_count(config)
+
+
+def _attention_parameter_count(config: ModelConfig) -> int:
+    """Four square projections with biases, and a LayerNorm."""
+    return 4 * config.hidden_size**2 + 4 * config.hidden_size + 2 * config.hidden_size
+
+
+def _feed_forward_parameter_count(config: ModelConfig) -> int:
+    """Two projections with biases, and a LayerNorm."""
     hidden, feed_forward = config.hidden_size, config.feed_forward_size
-    return 4 * hidden**2 + 2 * hidden * feed_forward + feed_forward + 9 * hidden
+    return 2 * hidden * feed_forward + feed_forward + hidden + 2 * hidden
 
 
 def parameter_count(config: ModelConfig) -> int:
@@ -149,8 +178,8 @@ def parameter_count(config: ModelConfig) -> int:
     DeltaLM-base has 362,981,376 and large 861,777,920.
     """
     hidden = config.hidden_size
-    layer_equivalents = config.num_encoder_layers + 2 * config.num_decoder_layers
     layer_norms_per_side = int(config.embedding_layer_norm) + int(config.norm_placement == "pre")
     per_side = hidden * config.num_positions + 2 * hidden * layer_norms_per_side
-    layers = layer_equivalents * encoder_layer_parameter_count(config)
-    return hidden * config.vocab_size + 2 * per_side + layers
+    encoder_layers = config.num_encoder_layers * encoder_layer_parameter_count(config)
+    decoder_layers = config.num_decoder_layers * decoder_layer_parameter_count(config)
+    return hidden * config.vocab_size + 2 * per_side + encoder_layers + decoder_layers

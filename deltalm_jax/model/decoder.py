@@ -1,90 +1,39 @@
-"""DeltaLM's interleaved decoder, the one idea of the paper (arXiv 2106.13736, section 3.1).
+"""The decoder, over targets known in advance and one token at a time. The layers are in `decoder_layer.py`.
 
-A decoder that is to start from a pretrained encoder must have layers that an encoder can fill. A vanilla decoder layer
-(self-attention, cross-attention, feed-forward) has two attentions but one feed-forward network, so an encoder fits only
-in part. The interleaved layer has two of each, and so *is* two encoder layers, one on top of the other:
-
-    self-attention,  bottom feed-forward     an encoder layer, made causal
-    cross-attention, top feed-forward        an encoder layer that looks at the source in place of itself
-
-Legend: B batch, T target positions, S source positions, D hidden size, V vocabulary, N layers.
+Legend: B batch, T target positions, S source positions, L positions of the cache, D hidden size, V vocabulary, N layers,
+H heads, K head size.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from deltalm_jax.model.attention import Attention, causal_mask, padding_mask
-from deltalm_jax.model.config import PADDING_POSITION, ModelConfig
-from deltalm_jax.model.dropout import split_key
-from deltalm_jax.model.embedding import embed, embedding_table
-from deltalm_jax.model.feed_forward import FeedForward
-from deltalm_jax.model.layer import scan_layers, stack_layers, transformer_layer
+from deltalm_jax.model.attention import KeysValues, causal_mask, padding_mask
+from deltalm_jax.model.config import PAD_ID, PADDING_POSITION, RESERVED_POSITIONS, ModelConfig
+from deltalm_jax.model.decoder_layer import InterleavedLayer, VanillaLayer
+from deltalm_jax.model.dropout import layer_keys, split_key
+from deltalm_jax.model.embedding import embed, embedding_table, position_rows
+from deltalm_jax.model.layer import scan_layers, stack_layers
 from deltalm_jax.model.linear import LayerNorm
 
+Cache = dict[str, dict[str, jax.Array]]
+"""What decoding one token at a time remembers (see `deltalm.init_cache`)."""
 
-class InterleavedLayer(nnx.Module):
-    """Two encoder layers as one decoder layer; the second attends to the source.
-
-    In fairseq's names the bottom feed-forward is `fc3`, `fc4` with `ffn_layer_norm`, and the top `fc1`, `fc2` with
-    `final_layer_norm` (microsoft/unilm deltalm/models/deltalm.py, `DeltaLMDecoderLayer`).
-    """
-
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
-        self.self_attention = Attention(config, rngs=rngs)
-        self.self_attention_layer_norm = LayerNorm(config.hidden_size)
-        self.bottom_feed_forward = FeedForward(config, rngs=rngs)
-        self.bottom_feed_forward_layer_norm = LayerNorm(config.hidden_size)
-
-        self.cross_attention = Attention(config, rngs=rngs)
-        self.cross_attention_layer_norm = LayerNorm(config.hidden_size)
-        self.top_feed_forward = FeedForward(config, rngs=rngs)
-        self.top_feed_forward_layer_norm = LayerNorm(config.hidden_size)
-        self.config = config
-
-    def __call__(
-        self,
-        hidden_BTD: jax.Array,
-        encoded_BSD: jax.Array,
-        self_mask: jax.Array,
-        cross_mask: jax.Array,
-        dropout_key: jax.Array | None = None,
-    ) -> jax.Array:
-        """[B, T, D] -> [B, T, D]. The masks are bool, broadcast to [B, H, T, T] and [B, H, T, S]."""
-        bottom_key, top_key = split_key(dropout_key, 2)
-        hidden_BTD = transformer_layer(
-            self.config,
-            self.self_attention,
-            self.self_attention_layer_norm,
-            self.bottom_feed_forward,
-            self.bottom_feed_forward_layer_norm,
-            hidden_BTD,
-            None,
-            self_mask,
-            bottom_key,
-        )
-        return transformer_layer(
-            self.config,
-            self.cross_attention,
-            self.cross_attention_layer_norm,
-            self.top_feed_forward,
-            self.top_feed_forward_layer_norm,
-            hidden_BTD,
-            encoded_BSD,
-            cross_mask,
-            top_key,
-        )
+Layer = InterleavedLayer | VanillaLayer
+_LAYER_CLASSES: dict[str, Callable[..., Layer]] = {"interleaved": InterleavedLayer, "vanilla": VanillaLayer}
 
 
 class Decoder(nnx.Module):
-    """Embeddings and a stack of `InterleavedLayer`s."""
+    """Embeddings and a stack of layers, of the kind that `ModelConfig.decoder` says."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
         self.position_embedding = embedding_table(config.num_positions, config.hidden_size, PADDING_POSITION, rngs)
         self.embedding_layer_norm = LayerNorm(config.hidden_size) if config.embedding_layer_norm else None
-        self.layers = stack_layers(InterleavedLayer, config, config.num_decoder_layers, rngs)
+        self.layers = stack_layers(_LAYER_CLASSES[config.decoder], config, config.num_decoder_layers, rngs)
         self.final_layer_norm = LayerNorm(config.hidden_size) if config.norm_placement == "pre" else None
         self.config = config
 
@@ -121,20 +70,80 @@ class Decoder(nnx.Module):
             self.position_embedding[...],
             self.embedding_layer_norm,
             tokens_BT,
+            position_rows(tokens_BT),
             embedding_key,
             compute_dtype,
         )
         self_mask, cross_mask = causal_mask(tokens_BT), padding_mask(encoder_tokens_BS)
-        decoded_BTD, states_NBTD = scan_layers(
-            self.config,
-            self.layers,
-            lambda layer, hidden_BTD, key: layer(hidden_BTD, encoded_BSD, self_mask, cross_mask, key),
-            hidden_BTD,
-            layers_key,
-            return_states=return_states,
-        )
+
+        def apply_layer(
+            layer: Layer, hidden_BTD: jax.Array, key: jax.Array | None
+        ) -> tuple[jax.Array, jax.Array | None]:
+            source = layer.cross_attention.keys_values(encoded_BSD)
+            hidden_BTD, _ = layer(hidden_BTD, source, self_mask, cross_mask, key)
+            return hidden_BTD, hidden_BTD if return_states else None
+
+        keys_N = layer_keys(layers_key, self.config.num_decoder_layers)
+        decoded_BTD, states_NBTD = scan_layers(self.config, self.layers, apply_layer, hidden_BTD, keys_N)
         if states_NBTD is not None:
             states_NBTD = jnp.concatenate([hidden_BTD[None], states_NBTD])
         if self.final_layer_norm is not None:
             decoded_BTD = self.final_layer_norm(decoded_BTD)
         return decoded_BTD, states_NBTD
+
+    def init_cache(self, encoded_BSD: jax.Array, encoder_tokens_BS: jax.Array, max_length: int) -> Cache:
+        """A cache for `step`; described at `deltalm.init_cache`."""
+        graph, stacked_state = nnx.split(self.layers.cross_attention)
+        key_NBSHK, value_NBSHK = jax.vmap(lambda state: nnx.merge(graph, state).keys_values(encoded_BSD))(stacked_state)
+        num_layers, batch, _, *head_shape = key_NBSHK.shape
+
+        def empty_NBLHK() -> jax.Array:  # An array each for keys and values: one could not be donated twice.
+            return jnp.zeros((num_layers, batch, max_length, *head_shape), encoded_BSD.dtype)
+
+        return {
+            "source": {"key": key_NBSHK, "value": value_NBSHK, "real": (encoder_tokens_BS != PAD_ID)[None]},
+            "target": {"key": empty_NBLHK(), "value": empty_NBLHK(), "length": jnp.zeros((1, batch), jnp.int32)},
+        }
+
+    def step(self, token_embedding_VD: jax.Array, cache: Cache, tokens_B: jax.Array) -> tuple[jax.Array, Cache]:
+        """[B, D] at these tokens, and the cache with them in it; described at `deltalm.decode_step`."""
+        source, target = cache["source"], cache["target"]
+        max_length, length_B = target["key"].shape[2], target["length"][0]
+        real_B = tokens_B != PAD_ID
+        rows_B = jnp.where(real_B, length_B + RESERVED_POSITIONS, PADDING_POSITION)
+        # What has no place in the cache gets a position outside the table, and so NaN, rather than a wrong answer.
+        rows_B = jnp.where(real_B & (length_B >= max_length), self.config.num_positions, rows_B)
+        hidden_B1D = embed(
+            self.config,
+            token_embedding_VD,
+            self.position_embedding[...],
+            self.embedding_layer_norm,
+            tokens_B[:, None],
+            rows_B[:, None],
+            None,
+            source["key"].dtype,
+        )
+        past_BL = jnp.arange(max_length) < length_B[:, None]
+        self_mask = jnp.concatenate([past_BL, real_B[:, None]], axis=1)[:, None, None, :]
+        cross_mask = source["real"][0][:, None, None, :]
+
+        def apply_layer(
+            layer: Layer, hidden_B1D: jax.Array, seen: tuple[KeysValues, KeysValues]
+        ) -> tuple[jax.Array, KeysValues]:
+            source, past = seen
+            return layer(hidden_B1D, source, self_mask, cross_mask, past=past)
+
+        seen = KeysValues(source["key"], source["value"]), KeysValues(target["key"], target["value"])
+        hidden_B1D, own = scan_layers(self.config, self.layers, apply_layer, hidden_B1D, seen)
+        if self.final_layer_norm is not None:
+            hidden_B1D = self.final_layer_norm(hidden_B1D)
+
+        # Each row writes behind its own last token; padding, and what has no place, is written nowhere.
+        place_B = jnp.where(real_B, length_B, max_length)
+        rows = jnp.arange(len(tokens_B))
+        target = {
+            "key": target["key"].at[:, rows, place_B].set(own.key_BSHK[:, :, 0], mode="drop"),
+            "value": target["value"].at[:, rows, place_B].set(own.value_BSHK[:, :, 0], mode="drop"),
+            "length": target["length"] + (place_B < max_length),
+        }
+        return hidden_B1D[:, 0], {"source": source, "target": target}

@@ -1,18 +1,19 @@
 """DeltaLM as functions of plain dictionaries of arrays. Nothing outside `model/` needs to know Flax.
 
-Legend: B batch, S source positions, T target positions, D hidden size, V vocabulary, N layers.
+Legend: B batch, S source positions, T target positions, L positions of the cache, D hidden size, H heads, K head size,
+V vocabulary, N layers.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from deltalm_jax.model.config import EOS_ID, PAD_ID, ModelConfig
-from deltalm_jax.model.decoder import Decoder
+from deltalm_jax.model.decoder import Cache, Decoder
 from deltalm_jax.model.dropout import split_key
 from deltalm_jax.model.embedding import embedding_table
 from deltalm_jax.model.encoder import Encoder
@@ -34,7 +35,7 @@ class LayerStates(NamedTuple):
 
 
 class DeltaLM(nnx.Module):
-    """One token table, an encoder and an interleaved decoder. There is no output layer: logits are hidden · tableᵀ."""
+    """One token table, an encoder and a decoder. There is no output layer: logits are hidden · tableᵀ."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
         self.token_embedding = embedding_table(config.vocab_size, config.hidden_size, PAD_ID, rngs)
@@ -151,13 +152,88 @@ def layer_states(
     return LayerStates(encoder_states_NBSD, encoded_BSD, decoder_states_NBTD, hidden_BTD)
 
 
-def logits(params: Params, hidden_BTD: jax.Array) -> jax.Array:
-    """float32 [B, T, V]: hidden states times the token table, neither scaled nor biased.
+def init_cache(
+    config: ModelConfig,
+    params: Params,
+    encoded_BSD: jax.Array,
+    encoder_tokens_BS: jax.Array,
+    max_length: int | None = None,
+) -> Cache:
+    """An empty cache, for decoding one token at a time with `decode_step`.
+
+    It is a dictionary of arrays, whose axis 1 is the batch in every one; `take_rows` repeats or reorders rows.
+
+        source   key, value  [N, B, S, H, K]   cross-attention's, computed here once and for all
+                 real        [1, B, S]         bool, False at padding
+        target   key, value  [N, B, L, H, K]   self-attention's, zero where nothing is written yet
+                 length      [1, B]            int32, the tokens of each row so far, which stand in its first places
+
+    Args:
+      config, params: the model.
+      encoded_BSD: the encoder's output; its dtype is that of the cache and of all computation on it.
+      encoder_tokens_BS: the encoder's input; only its padding matters.
+      max_length: most tokens that a row can be fed (L), the leading `</s>` included; `config.max_length` by default.
+
+    Raises:
+      ValueError: `max_length` is not between 1 and `config.max_length`.
+    """
+    max_length = config.max_length if max_length is None else max_length
+    if not 1 <= max_length <= config.max_length:
+        raise ValueError(
+            f"max_length={max_length} must be between 1 and ModelConfig.max_length={config.max_length}, for the decoder "
+            f"has no positions beyond: ask for shorter outputs, or raise ModelConfig.max_length (a new position table)"
+        )
+    return _merge(config, params).decoder.init_cache(encoded_BSD, encoder_tokens_BS, max_length)
+
+
+def decode_step(config: ModelConfig, params: Params, cache: Cache, tokens_B: jax.Array) -> tuple[jax.Array, Cache]:
+    """Feeds the decoder one more token for each row. The first one is `</s>`.
+
+    A row fed tokens one by one gets the hidden states that `hidden_states` gives for all of them at once. As there,
+    `PAD_ID` may stand anywhere and counts nowhere: it leaves its row as it was, and the hidden state at it is of no use.
+    A row that has had as many tokens as its cache holds gets NaN for any more, and keeps what it has.
+
+    Args:
+      config, params: the model.
+      cache: from `init_cache` or the step before; donate it to `jax.jit` to have it updated in place.
+      tokens_B: int ids.
+
+    Returns:
+      [B, D] in the dtype of the cache, to be multiplied with `params["token_embedding"]` for the logits of the next
+      token; and the cache with these tokens in it.
+
+    Raises:
+      ValueError: `tokens_B` is not one id for each row of the cache.
+    """
+    batch = cache["target"]["length"].shape[1]
+    if jnp.shape(tokens_B) != (batch,):
+        raise ValueError(
+            f"decode_step takes one token id for each of the {batch} rows of the cache, of shape ({batch},); "
+            f"found shape {jnp.shape(tokens_B)}"
+        )
+    model = _merge(config, params)
+    return model.decoder.step(model.token_embedding[...], cache, jnp.asarray(tokens_B))
+
+
+CacheT = TypeVar("CacheT", Cache, dict[str, jax.Array])
+
+
+def take_rows(cache: CacheT, rows_B: jax.Array) -> CacheT:
+    """A cache whose row b is row `rows_B[b]` of this one; there may be more, or fewer, rows than before.
+
+    Beam search repeats each row once for its beams, and then reorders after each step. Beams that stay with their source
+    need only the latter part reordered: `cache | {"target": take_rows(cache["target"], rows_B)}`.
+    """
+    return jax.tree.map(lambda leaf: jnp.take(leaf, rows_B, axis=1), cache)
+
+
+def logits(params: Params, hidden: jax.Array) -> jax.Array:
+    """float32 [..., V]: hidden states [..., D] times the token table, neither scaled nor biased.
 
     For decoding and tests. The training loss is computed in blocks and never holds an array of this size.
     """
-    table_VD = params["token_embedding"].astype(hidden_BTD.dtype)
-    return jnp.einsum("BTD,VD->BTV", hidden_BTD, table_VD, preferred_element_type=jnp.float32)
+    table_VD = params["token_embedding"].astype(hidden.dtype)
+    return jnp.einsum("...D,VD->...V", hidden, table_VD, preferred_element_type=jnp.float32)
 
 
 def shift_right(targets_BT: jax.Array) -> jax.Array:

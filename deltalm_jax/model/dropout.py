@@ -15,6 +15,13 @@ def split_key(key: jax.Array | None, num: int) -> list[jax.Array | None]:
     return [jax.random.fold_in(key, index) for index in range(num)]
 
 
+def layer_keys(key: jax.Array | None, num_layers: int) -> jax.Array | None:
+    """[N] keys, layer n's being `fold_in(key, n)`: its masks depend on nothing but the key and n. None without a key."""
+    if key is None:
+        return None
+    return jax.vmap(lambda layer: jax.random.fold_in(key, layer))(jnp.arange(num_layers))
+
+
 def dropout(values: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     """Sets each value to zero with probability `rate` and scales the rest so that the expectation stays.
 

@@ -35,13 +35,22 @@ def embed(
     position_embedding_PD: jax.Array,
     layer_norm: LayerNorm | None,
     tokens_BS: jax.Array,
+    rows_BS: jax.Array,
     dropout_key: jax.Array | None,
     compute_dtype: jax.typing.DTypeLike,
 ) -> jax.Array:
     """Token plus position, then LayerNorm if there is one, then dropout. No scaling by the width's root.
 
+    Args:
+      config: for the longest length and the dropout rate.
+      token_embedding_VD, position_embedding_PD, layer_norm: the weights.
+      tokens_BS: int ids.
+      rows_BS: each token's row in the position table: `position_rows(tokens_BS)` for whole sequences.
+      dropout_key: None for no dropout.
+      compute_dtype: of the result.
+
     Returns:
-      [B, S, D] in `compute_dtype`; the sum and the LayerNorm are float32. A token id outside the table gives NaN.
+      [B, S, D] in `compute_dtype`; the sum and the LayerNorm are float32. An id or row outside its table gives NaN.
 
     Raises:
       ValueError: the sequences are longer than `config.max_length`.
@@ -53,7 +62,7 @@ def embed(
             f"Shorten them, or raise max_length (a new position table)."
         )
     token_BSD = jnp.take(token_embedding_VD, tokens_BS, axis=0)
-    position_BSD = jnp.take(position_embedding_PD, position_rows(tokens_BS), axis=0)
+    position_BSD = jnp.take(position_embedding_PD, rows_BS, axis=0)
     embedded_BSD = token_BSD + position_BSD
     if layer_norm is not None:
         embedded_BSD = layer_norm(embedded_BSD)

@@ -8,10 +8,10 @@ from flax import nnx
 
 from deltalm_jax.model.attention import Attention, padding_mask
 from deltalm_jax.model.config import PAD_ID, PADDING_POSITION, ModelConfig
-from deltalm_jax.model.dropout import split_key
-from deltalm_jax.model.embedding import embed, embedding_table
+from deltalm_jax.model.dropout import layer_keys, split_key
+from deltalm_jax.model.embedding import embed, embedding_table, position_rows
 from deltalm_jax.model.feed_forward import FeedForward
-from deltalm_jax.model.layer import scan_layers, stack_layers, transformer_layer
+from deltalm_jax.model.layer import feed_forward_sublayer, scan_layers, self_attention_sublayer, stack_layers
 from deltalm_jax.model.linear import LayerNorm
 
 
@@ -27,17 +27,11 @@ class EncoderLayer(nnx.Module):
 
     def __call__(self, hidden_BSD: jax.Array, mask: jax.Array, dropout_key: jax.Array | None = None) -> jax.Array:
         """[B, S, D] -> [B, S, D]; `mask` (bool, broadcast to [B, H, S, S]) says who may look at whom."""
-        return transformer_layer(
-            self.config,
-            self.self_attention,
-            self.self_attention_layer_norm,
-            self.feed_forward,
-            self.feed_forward_layer_norm,
-            hidden_BSD,
-            None,
-            mask,
-            dropout_key,
+        keys = split_key(dropout_key, 4)
+        hidden_BSD, _ = self_attention_sublayer(
+            self.config, self.self_attention, self.self_attention_layer_norm, hidden_BSD, mask, keys[:2]
         )
+        return feed_forward_sublayer(self.config, self.feed_forward, self.feed_forward_layer_norm, hidden_BSD, keys[2:])
 
 
 class Encoder(nnx.Module):
@@ -72,20 +66,22 @@ class Encoder(nnx.Module):
             self.position_embedding[...],
             self.embedding_layer_norm,
             tokens_BS,
+            position_rows(tokens_BS),
             embedding_key,
             compute_dtype,
         )
         # Padding is zero here, as in fairseq. No real position sees the difference, for attention never looks there.
         hidden_BSD *= (tokens_BS != PAD_ID)[:, :, None]
         mask = padding_mask(tokens_BS)
-        encoded_BSD, states_NBSD = scan_layers(
-            self.config,
-            self.layers,
-            lambda layer, hidden_BSD, key: layer(hidden_BSD, mask, key),
-            hidden_BSD,
-            layers_key,
-            return_states=return_states,
-        )
+
+        def apply_layer(
+            layer: EncoderLayer, hidden_BSD: jax.Array, key: jax.Array | None
+        ) -> tuple[jax.Array, jax.Array | None]:
+            hidden_BSD = layer(hidden_BSD, mask, key)
+            return hidden_BSD, hidden_BSD if return_states else None
+
+        keys_N = layer_keys(layers_key, self.config.num_encoder_layers)
+        encoded_BSD, states_NBSD = scan_layers(self.config, self.layers, apply_layer, hidden_BSD, keys_N)
         if states_NBSD is not None:
             states_NBSD = jnp.concatenate([hidden_BSD[None], states_NBSD])
         if self.final_layer_norm is not None:

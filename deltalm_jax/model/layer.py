@@ -1,72 +1,112 @@
-"""One Transformer layer as a function, and the loop over a stack of layers.
+"""What layers are made of, three kinds of sub-layer around a residual stream, and the loop over a stack of layers.
 
-Legend: B batch, T positions, S source positions, D hidden size, N layers.
+Legend: B batch, T positions, S positions attended to, D hidden size, H heads, N layers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
-from deltalm_jax.model.attention import Attention
+from deltalm_jax.model.attention import Attention, KeysValues
 from deltalm_jax.model.config import ModelConfig
-from deltalm_jax.model.dropout import dropout, split_key
+from deltalm_jax.model.dropout import dropout
 from deltalm_jax.model.feed_forward import FeedForward
 from deltalm_jax.model.linear import LayerNorm
 
+_SUBLAYER_OUTPUT = "sublayer_output"
 
-def transformer_layer(
+# By ModelConfig.remat: what of a layer is kept for the backward pass, beside the layer's input.
+_REMAT_POLICIES: dict[str, Callable[..., Any]] = {
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "sublayer_outputs": jax.checkpoint_policies.save_only_these_names(_SUBLAYER_OUTPUT),
+    "dots_with_no_batch_dims_saveable": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots_saveable": jax.checkpoint_policies.dots_saveable,
+}
+
+
+def self_attention_sublayer(
     config: ModelConfig,
     attention: Attention,
-    attention_layer_norm: LayerNorm,
-    feed_forward: FeedForward,
-    feed_forward_layer_norm: LayerNorm,
-    hidden_BTD: jax.Array,
-    source_BSD: jax.Array | None,
-    mask: jax.Array,
-    dropout_key: jax.Array | None,
-) -> jax.Array:
-    """Attention, then feed-forward, each with residual sum and LayerNorm: an encoder layer, or half a decoder layer.
-
-    Args:
-      config: for the place of the LayerNorms and the dropout rate.
-      attention, attention_layer_norm, feed_forward, feed_forward_layer_norm: the weights.
-      hidden_BTD: the residual stream.
-      source_BSD: what attention looks at; None for the residual stream itself.
-      mask: bool, broadcast to [B, H, T, S]; True where attention may look.
-      dropout_key: None for no dropout.
-
-    Returns:
-      The residual stream after the layer, [B, T, D].
-    """
-    attention_key, attention_output_key, activation_key, feed_forward_output_key = split_key(dropout_key, 4)
-
-    def attend(hidden_BTD: jax.Array) -> jax.Array:
-        source = hidden_BTD if source_BSD is None else source_BSD
-        return attention(hidden_BTD, source, mask, dropout_key=attention_key)
-
-    def transform(hidden_BTD: jax.Array) -> jax.Array:
-        return feed_forward(hidden_BTD, dropout_key=activation_key)
-
-    hidden_BTD = _residual(config, attend, attention_layer_norm, hidden_BTD, attention_output_key)
-    return _residual(config, transform, feed_forward_layer_norm, hidden_BTD, feed_forward_output_key)
-
-
-def _residual(
-    config: ModelConfig,
-    sublayer: Callable[[jax.Array], jax.Array],
     layer_norm: LayerNorm,
     hidden_BTD: jax.Array,
+    mask: jax.Array,
+    dropout_keys: Sequence[jax.Array | None],
+    past: KeysValues | None = None,
+) -> tuple[jax.Array, KeysValues]:
+    """Positions attend to one another, and to a past of which only keys and values are left.
+
+    Args:
+      config: for the place of the LayerNorm and the dropout rate.
+      attention, layer_norm: the weights.
+      hidden_BTD: the residual stream.
+      mask: bool, broadcast to [B, H, T, S], where the S positions are those of the past and then the T of `hidden_BTD`;
+        True where attention may look.
+      dropout_keys: two, for the attention weights and for the output; Nones for no dropout.
+      past: None if there is none.
+
+    Returns:
+      The residual stream after the sub-layer, [B, T, D]; and the keys and values of its T positions.
+    """
+    weights_key, output_key = dropout_keys
+    inputs_BTD = _enter(config, layer_norm, hidden_BTD)
+    own = attention.keys_values(inputs_BTD)
+    seen = own if past is None else jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), past, own)
+    outputs_BTD = attention(inputs_BTD, seen, mask, dropout_key=weights_key)
+    return _leave(config, layer_norm, hidden_BTD, outputs_BTD, output_key), own
+
+
+def cross_attention_sublayer(
+    config: ModelConfig,
+    attention: Attention,
+    layer_norm: LayerNorm,
+    hidden_BTD: jax.Array,
+    source: KeysValues,
+    mask: jax.Array,
+    dropout_keys: Sequence[jax.Array | None],
+) -> jax.Array:
+    """Positions attend to the source, whose keys and values are those of `attention`. The rest as for self-attention."""
+    weights_key, output_key = dropout_keys
+    inputs_BTD = _enter(config, layer_norm, hidden_BTD)
+    outputs_BTD = attention(inputs_BTD, source, mask, dropout_key=weights_key)
+    return _leave(config, layer_norm, hidden_BTD, outputs_BTD, output_key)
+
+
+def feed_forward_sublayer(
+    config: ModelConfig,
+    feed_forward: FeedForward,
+    layer_norm: LayerNorm,
+    hidden_BTD: jax.Array,
+    dropout_keys: Sequence[jax.Array | None],
+) -> jax.Array:
+    """Each position is transformed alone; the two keys are for the activations and for the output."""
+    activation_key, output_key = dropout_keys
+    outputs_BTD = feed_forward(_enter(config, layer_norm, hidden_BTD), dropout_key=activation_key)
+    return _leave(config, layer_norm, hidden_BTD, outputs_BTD, output_key)
+
+
+# A sub-layer f makes of the residual stream h: LN(h + f(h)) if normalisation comes after, h + f(LN(h)) if before.
+
+
+def _enter(config: ModelConfig, layer_norm: LayerNorm, hidden_BTD: jax.Array) -> jax.Array:
+    return layer_norm(hidden_BTD) if config.norm_placement == "pre" else hidden_BTD
+
+
+def _leave(
+    config: ModelConfig,
+    layer_norm: LayerNorm,
+    hidden_BTD: jax.Array,
+    outputs_BTD: jax.Array,
     dropout_key: jax.Array | None,
 ) -> jax.Array:
-    """Adds a sub-layer to the residual stream: LN(h + f(h)) if normalisation comes after, h + f(LN(h)) if before."""
-    if config.norm_placement == "pre":
-        return hidden_BTD + dropout(sublayer(layer_norm(hidden_BTD)), config.dropout_rate, dropout_key)
-    return layer_norm(hidden_BTD + dropout(sublayer(hidden_BTD), config.dropout_rate, dropout_key))
+    outputs_BTD = checkpoint_name(outputs_BTD, _SUBLAYER_OUTPUT)
+    hidden_BTD = hidden_BTD + dropout(outputs_BTD, config.dropout_rate, dropout_key)
+    return hidden_BTD if config.norm_placement == "pre" else layer_norm(hidden_BTD)
 
 
 LayerT = TypeVar("LayerT", bound=nnx.Module)
@@ -86,36 +126,30 @@ def stack_layers(layer_class: Callable[..., LayerT], config: ModelConfig, num_la
 def scan_layers(
     config: ModelConfig,
     layers: LayerT,
-    apply_layer: Callable[[LayerT, jax.Array, jax.Array | None], jax.Array],
-    hidden_BSD: jax.Array,
-    dropout_key: jax.Array | None,
-    *,
-    return_states: bool = False,
-) -> tuple[jax.Array, jax.Array | None]:
-    """Runs the residual stream through stacked layers, one after the other, compiling only one of them.
+    apply_layer: Callable[[LayerT, jax.Array, Any], tuple[jax.Array, Any]],
+    hidden_BTD: jax.Array,
+    inputs: Any = None,
+) -> tuple[jax.Array, Any]:
+    """Runs the residual stream through stacked layers, one after the other.
 
     Args:
-      config: for `remat` and `scan_unroll`.
+      config: for `scan_layers` and `remat`.
       layers: as `stack_layers` makes them.
-      apply_layer: (one layer, residual stream, dropout key or None) -> residual stream.
-      hidden_BSD: the residual stream before the first layer.
-      dropout_key: layer n is given `fold_in(dropout_key, n)`, so its masks depend on nothing but the key and n.
-      return_states: whether to return the residual stream after every layer too.
+      apply_layer: (one layer, residual stream, its inputs) -> (residual stream, its outputs).
+      hidden_BTD: the residual stream before the first layer.
+      inputs: what each layer is given beside the residual stream: a tree of arrays with a leading layer axis, or None.
 
     Returns:
-      The residual stream after the last layer, and [N, B, S, D] after each (None if not asked for).
+      The residual stream after the last layer, and what the layers put out, stacked along a leading layer axis.
     """
     graph, stacked_state = nnx.split(layers)
-    num_layers = jax.tree.leaves(stacked_state)[0].shape[0]
 
-    def body(hidden_BSD: jax.Array, layer: tuple[nnx.State, jax.Array]) -> tuple[jax.Array, jax.Array | None]:
-        state, index = layer
-        layer_key = None if dropout_key is None else jax.random.fold_in(dropout_key, index)
-        hidden_BSD = apply_layer(nnx.merge(graph, state), hidden_BSD, layer_key)
-        return hidden_BSD, hidden_BSD if return_states else None
+    def body(hidden_BTD: jax.Array, layer: tuple[nnx.State, Any]) -> tuple[jax.Array, Any]:
+        state, inputs = layer
+        return apply_layer(nnx.merge(graph, state), hidden_BTD, inputs)
 
-    if config.remat:
+    if config.remat != "none":
         # In a loop the forward pass cannot be merged with its recomputation, so the guard against that is only cost.
-        body = jax.checkpoint(body, prevent_cse=config.scan_unroll > 1)
-    unroll = min(config.scan_unroll, num_layers)
-    return jax.lax.scan(body, hidden_BSD, (stacked_state, jnp.arange(num_layers)), unroll=unroll)
+        body = jax.checkpoint(body, prevent_cse=not config.scan_layers, policy=_REMAT_POLICIES[config.remat])
+    unroll = 1 if config.scan_layers else jax.tree.leaves(stacked_state)[0].shape[0]
+    return jax.lax.scan(body, hidden_BTD, (stacked_state, inputs), unroll=unroll)

@@ -12,4 +12,20 @@ OBJECTIVES: dict[str, type[SpanCorruption]] = {
     "translation_span_corruption": TranslationSpanCorruption,
 }
 
-__all__ = ["OBJECTIVES", "Corrupted", "SpanCorruption", "TranslationSpanCorruption"]
+__all__ = ["OBJECTIVES", "Corrupted", "SpanCorruption", "TranslationSpanCorruption", "make_objective"]
+
+
+def make_objective(
+    name: str, *, sizing: str = "raw", mask_sides: str = "both", **settings: float
+) -> SpanCorruption | TranslationSpanCorruption:
+    """An objective by its name.
+
+    Args:
+      name: a key of `OBJECTIVES`.
+      sizing: of any objective, see `SpanCorruption`.
+      mask_sides: of translation span corruption; others have no sides, and it is of no account to them.
+      **settings: `noise_density` and `mean_span_length`, where not the objective's own defaults.
+    """
+    if OBJECTIVES[name] is TranslationSpanCorruption:
+        return TranslationSpanCorruption(**settings, sizing=sizing, mask_sides=mask_sides)
+    return OBJECTIVES[name](**settings, sizing=sizing)

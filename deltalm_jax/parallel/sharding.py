@@ -1,8 +1,8 @@
 """Which array is split over which mesh axis: one table, read from top to bottom.
 
-Parameters follow the table. Optimizer moments are split like their parameter and, along the first free dimension
-that divides, over `data` too (ZeRO-1: each data-parallel group keeps a part of the moments only). Batches are split
-over `data` and `fsdp`.
+Parameters follow the table. What is as large as a parameter but not needed to compute with it (optimizer moments, the
+moving average) is split like the parameter and, along the first free dimension that divides, over `data` too (ZeRO-1:
+each data-parallel group keeps a part only). Batches are split over `data` and `fsdp`.
 """
 
 from __future__ import annotations
@@ -68,16 +68,21 @@ def _over_data_too(spec: P, shape: tuple[int, ...], mesh: Mesh) -> P:
 
 
 def state_shardings(state: Any, mesh: Mesh) -> Any:
-    """Shardings of a training state {"params", "optimizer", "step"} (arrays or shapes), as a tree like it."""
+    """Shardings of a training state {"params", "optimizer", "step", …} (arrays or shapes), as a tree like it."""
+    shapes = {path_name(p): tuple(np.shape(x)) for p, x in jax.tree_util.tree_leaves_with_path(state["params"])}
 
     def of(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
-        name, shape = path_name(path), tuple(np.shape(leaf))
+        part, shape = path_name(path[:1]), tuple(np.shape(leaf))
         if len(shape) == 0:
-            return NamedSharding(mesh, P())
-        spec = _fits(parameter_spec(name, len(shape)), shape, mesh)
-        if name.startswith("optimizer"):
-            spec = _over_data_too(spec, shape, mesh)
-        return NamedSharding(mesh, spec)
+            return replicated(mesh)
+        # An optimizer's leaves end in the path of their parameter: "optimizer/1/mu/encoder/…".
+        endings = [path_name(path[i:]) for i in range(1, len(path))]
+        name = next((n for n in endings if n in shapes), None)
+        if name is not None and shapes[name] == shape:
+            spec = _fits(parameter_spec(name, len(shape)), shape, mesh)
+        else:  # Adafactor's factored moments and constants have another shape, and little in them.
+            spec = P(*[None] * len(shape))
+        return NamedSharding(mesh, spec if part == "params" else _over_data_too(spec, shape, mesh))
 
     return jax.tree_util.tree_map_with_path(of, state)
 
@@ -85,6 +90,11 @@ def state_shardings(state: Any, mesh: Mesh) -> Any:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Rows of a batch over `data` and `fsdp`."""
     return NamedSharding(mesh, P(BATCH_AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Whole on every device."""
+    return NamedSharding(mesh, P())
 
 
 def map_over_batch(function: Callable[..., jax.Array], mesh: Mesh, split: tuple[bool, ...]) -> Callable[..., jax.Array]:
@@ -103,14 +113,16 @@ def map_over_batch(function: Callable[..., jax.Array], mesh: Mesh, split: tuple[
     )
 
 
-def check_batch(batch_sizes: dict[str, int], mesh: Mesh) -> None:
-    """Raises MeshError if a group's batch does not divide evenly over the devices that share it."""
-    ways = int(np.prod([mesh.shape[a] for a in BATCH_AXES]))
+def check_batch(batch_sizes: dict[str, int], mesh: Mesh, accumulation_steps: int = 1) -> None:
+    """Raises MeshError if a group's batch does not divide evenly over the devices that share it and the microbatches."""
+    devices = int(np.prod([mesh.shape[a] for a in BATCH_AXES]))
+    ways = devices * accumulation_steps
     for name, size in batch_sizes.items():
         if size % ways:
+            times = f" × {accumulation_steps} microbatches" if accumulation_steps > 1 else ""
             raise MeshError(
-                f"objective_batch_sizes[{name!r}] is {size}, which does not divide over data × fsdp = {ways} devices: "
-                f"use a multiple of {ways}, or move devices to the tensor axis"
+                f"objective_batch_sizes[{name!r}] is {size}, which does not divide over data × fsdp = {devices} devices"
+                f"{times}: use a multiple of {ways}, or move devices to the tensor axis"
             )
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from deltalm_jax.data.shards import digest_file, sync
 from deltalm_jax.errors import UserError
@@ -191,6 +192,15 @@ class Checkpoints:
         away = folder.with_name(f".deleting-{folder.name}-{os.getpid()}")
         folder.rename(away)
         shutil.rmtree(away)
+
+
+def newest_checkpoint(checkpoints: Checkpoints) -> dict[str, Any] | None:
+    """Process 0's choice of checkpoint, the same on all processes."""
+    if jax.process_count() == 1:
+        return checkpoints.latest()
+    chosen = (checkpoints.latest() or {"step": -1})["step"] if jax.process_index() == 0 else -1
+    chosen = int(multihost_utils.broadcast_one_to_all(np.int32(chosen)))
+    return None if chosen < 0 else checkpoints.verify(chosen)
 
 
 def write_atomically(path: pathlib.Path, text: str) -> None:

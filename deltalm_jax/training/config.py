@@ -6,11 +6,14 @@ import dataclasses
 from typing import Any
 
 from deltalm_jax.data.stream import Objective
+from deltalm_jax.data.vocabulary import DEFAULT_NUM_SENTINELS
 from deltalm_jax.fields import check_types, is_operational, operational
 from deltalm_jax.model.config import ModelConfig
-from deltalm_jax.objectives import OBJECTIVES
+from deltalm_jax.objectives import OBJECTIVES, make_objective
 from deltalm_jax.parallel.mesh import MeshConfig
+from deltalm_jax.training.loss import LossConfig
 from deltalm_jax.training.optimizer import OptimizerConfig
+from deltalm_jax.training.step import DECODER_STARTS
 
 SAMPLE = "sample"
 
@@ -28,13 +31,22 @@ class DataConfig:
       vocabulary: SentencePiece model file, or "sample" for the shipped sample's.
       prepared_dir: where the prepared data lies; None is `prepared/<gin name>` in the working directory.
       languages: codes to restrict the mixture to; None takes every language found in `data_dir`.
-      chunk_length: raw tokens in an example (paper: 512).
+      chunk_length: tokens in a full example (paper: 512). What it measures is said by `sizing`.
+      sizing: "raw": `chunk_length` is the text's, before corruption (512 gives inputs of 461 and 341), as in the group's
+        later loader. "t5": it is the corrupted inputs', closed by `</s>`, and the text is as much longer as fills them
+        (568 tokens at 15 %, 766 at 50 %); counts are rounded as in T5.
+      mask_sides: of translation pairs, "both" sides are masked (DeltaLM's figure) or "one", chosen by a coin for each
+        pair (mT6).
+      num_sentinels: sentinels of the vocabulary: the most spans an example can have. The released model has 100;
+        inputs of 512 tokens by T5's sizing at 50 % need 128, and one-side masking of 512 tokens 127.
       objective_batch_sizes: examples of each objective in a global batch: the only ratio between objectives. The paper
         gives their sum, 2,048; the ratio is not stated.
       noise_densities: share of tokens masked (paper: 15 % and 50 %).
       mean_span_lengths: mean length of masked spans in tokens (paper: 3).
       sampling_exponents: a language's rate is proportional to (its tokens) ** exponent. Not stated; XLM-R and mT5 used
         0.3.
+      decoder_start: "eos": the decoder starts from `</s>` and every target is predicted. "first_target": it starts from
+        the first target, the first sentinel, which is then not predicted, as in the DeltaLM group's later loader.
       prepare_limit_mb: `train` prepares corpora up to this compressed size by itself; above, it prints the command. The size
         of Tasks of one's own is not known, and does not count.
       prefetch: batches made ahead of the step.
@@ -47,10 +59,14 @@ class DataConfig:
     prepared_dir: str | None = operational(None)
     languages: tuple[str, ...] | None = None
     chunk_length: int = 512
+    sizing: str = "raw"
+    mask_sides: str = "both"
+    num_sentinels: int = DEFAULT_NUM_SENTINELS
     objective_batch_sizes: dict[str, int] = dataclasses.field(default_factory=lambda: _each(1024, 1024))
     noise_densities: dict[str, float] = dataclasses.field(default_factory=lambda: _each(0.15, 0.5))
     mean_span_lengths: dict[str, float] = dataclasses.field(default_factory=lambda: _each(3.0, 3.0))
     sampling_exponents: dict[str, float] = dataclasses.field(default_factory=lambda: _each(0.3, 0.3))
+    decoder_start: str = "eos"
     prepare_limit_mb: float = operational(200.0)
     prefetch: int = operational(2)
 
@@ -71,6 +87,10 @@ class DataConfig:
         for name, size in self.objective_batch_sizes.items():
             if size < 1:
                 raise ValueError(f"DataConfig.objective_batch_sizes[{name!r}] must be at least 1, found {size}")
+        if self.decoder_start not in DECODER_STARTS:
+            raise ValueError(
+                f"DataConfig.decoder_start must be one of {', '.join(DECODER_STARTS)}, found {self.decoder_start!r}"
+            )
         module = self.task_module
         if module is not None and (module.endswith(".py") or not all(map(str.isidentifier, module.split(".")))):
             raise ValueError(
@@ -82,18 +102,48 @@ class DataConfig:
                     f"DataConfig.{name} must be a folder of a file system that every process sees, found "
                     f"{getattr(self, name)!r}"
                 )
-        self.objectives()  # checks densities and span lengths
+        if self.mask_sides != "both" and "translation_span_corruption" not in self.objective_batch_sizes:
+            raise ValueError(
+                f"DataConfig.mask_sides is {self.mask_sides!r}, but translation_span_corruption, which alone has sides, "
+                "is not among DataConfig.objective_batch_sizes"
+            )
+        try:
+            objectives, raw_lengths = self.objectives(), self.raw_lengths()
+        except ValueError as error:  # densities, span lengths, sizing, sides: named as the fields are
+            raise ValueError(f"DataConfig: {error}") from error
+        for name, objective in objectives.items():
+            if (needed := objective.corruption.max_sentinels(raw_lengths[name])) > self.num_sentinels:
+                raise ValueError(
+                    f"{name} of up to {raw_lengths[name]} tokens needs {needed} sentinels, but DataConfig.num_sentinels is "
+                    f"{self.num_sentinels}: raise it (the data is then prepared with as many, and ModelConfig.vocab_size "
+                    "grows), lower DataConfig.chunk_length or the noise density, or raise the mean span length"
+                )
 
     def objectives(self) -> dict[str, Objective]:
         """How each objective is drawn, in the order of `objective_batch_sizes`."""
         return {
             name: Objective(
-                OBJECTIVES[name](self.noise_densities[name], self.mean_span_lengths[name]),
+                make_objective(
+                    name,
+                    noise_density=self.noise_densities[name],
+                    mean_span_length=self.mean_span_lengths[name],
+                    sizing=self.sizing,
+                    mask_sides=self.mask_sides,
+                ),
                 batch_size,
                 self.sampling_exponents[name],
             )
             for name, batch_size in self.objective_batch_sizes.items()
         }
+
+    def raw_lengths(self) -> dict[str, int]:
+        """Per objective, tokens in a full chunk before corruption: the length its data is prepared with."""
+        return {n: o.corruption.raw_length(self.chunk_length) for n, o in self.objectives().items()}
+
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """Per objective, the static lengths of inputs and targets."""
+        raw = self.raw_lengths()
+        return {n: o.corruption.lengths(raw[n]) for n, o in self.objectives().items()}
 
 
 def _each(span_corruption: Any, translation_span_corruption: Any) -> dict[str, Any]:
@@ -117,7 +167,9 @@ class TrainConfig:
       eval_every: steps between validations; the last step is always validated; 0 is never.
       eval_batches: validation batches of each objective at most.
       log_every: steps between lines of progress where there is no terminal. `metrics.jsonl` has every step.
-      loss_block_tokens: target tokens whose logits a device holds at a time: this × vocabulary × 4 bytes.
+      accumulation_steps: microbatches that the batch is worked off in, for less memory; loss and update are the same
+        (to rounding; dropout draws other masks). Each batch size must divide by this times the devices that share it.
+      tensorboard: whether the numbers of `metrics.jsonl` also go to RUN_DIR/tensorboard.
       compilation_cache: whether compiled steps are kept in the run directory, so that a restart is quick.
     """
 
@@ -131,12 +183,20 @@ class TrainConfig:
     eval_every: int = operational(5000)
     eval_batches: int = operational(16)
     log_every: int = operational(50)
-    loss_block_tokens: int = operational(4096)
+    accumulation_steps: int = operational(1)
+    tensorboard: bool = operational(True)
     compilation_cache: bool = operational(True)
 
     def __post_init__(self) -> None:
         check_types(self)
-        for name in ("steps", "checkpoint_every", "keep_checkpoints", "eval_batches", "log_every", "loss_block_tokens"):
+        for name in (
+            "steps",
+            "checkpoint_every",
+            "keep_checkpoints",
+            "eval_batches",
+            "log_every",
+            "accumulation_steps",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"TrainConfig.{name} must be at least 1, found {getattr(self, name)}")
         for name in ("seed", "eval_every"):
@@ -166,24 +226,42 @@ class Config:
     model: ModelConfig
     data: DataConfig
     optimizer: OptimizerConfig
+    loss: LossConfig
     mesh: MeshConfig
     train: TrainConfig
     origins: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if (length := self.data.chunk_length) > self.model.max_length:
+        for name, (inputs, targets) in self.data.shapes().items():
+            if max(inputs, targets) > self.model.max_length:
+                raise ValueError(
+                    f"DataConfig.chunk_length is {self.data.chunk_length}, which gives {name} inputs of up to {inputs} and "
+                    f"targets of up to {targets} tokens, but ModelConfig.max_length has positions for "
+                    f"{self.model.max_length} tokens only: lower the first or raise the second"
+                )
+        if unknown := set(self.loss.objective_weights) - set(self.data.objective_batch_sizes):
             raise ValueError(
-                f"DataConfig.chunk_length is {length}, but ModelConfig.max_length has positions for "
-                f"{self.model.max_length} tokens only: lower the first or raise the second"
+                f"LossConfig.objective_weights names {', '.join(sorted(unknown))}, but the objectives are "
+                f"{', '.join(self.data.objective_batch_sizes)} (DataConfig.objective_batch_sizes)"
             )
+        if not any(self.loss.objective_weights.get(name, 1.0) for name in self.data.objective_batch_sizes):
+            raise ValueError("LossConfig.objective_weights are all 0: nothing would be learned")
         if self.train.stop_at_step is not None and self.train.stop_at_step > self.train.steps:
             raise ValueError(
                 f"TrainConfig.stop_at_step ({self.train.stop_at_step}) lies beyond TrainConfig.steps ({self.train.steps})"
             )
 
+    def step_shapes(self) -> dict[str, tuple[int, int, int]]:
+        """Per objective, what the model works on in a step: global batch, encoder length and decoder length."""
+        shorter = int(self.data.decoder_start == "first_target")
+        return {
+            name: (self.data.objective_batch_sizes[name], inputs, targets - shorter)
+            for name, (inputs, targets) in self.data.shapes().items()
+        }
+
     def sections(self) -> dict[str, Any]:
         """{class name: instance}, in the order they are shown."""
-        parts = (self.model, self.data, self.optimizer, self.mesh, self.train)
+        parts = (self.model, self.data, self.optimizer, self.loss, self.mesh, self.train)
         return {type(part).__name__: part for part in parts}
 
     def values(self) -> dict[str, Any]:

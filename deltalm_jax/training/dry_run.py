@@ -25,14 +25,16 @@ from deltalm_jax.parallel.sharding import check_batch, path_name
 from deltalm_jax.quiet import quiet_imports
 from deltalm_jax.training.config import SAMPLE, Config
 from deltalm_jax.training.flops import flops_per_step
+from deltalm_jax.training.optimizer import learning_rate_factors
 from deltalm_jax.training.prepared import check, prepared_folder
+from deltalm_jax.training.record import epochs_line
 from deltalm_jax.training.step import abstract_state
 
 Example = tuple[str, str, str, str]  # objective, where it is from, inputs, targets
 
 
 def dry_run(config: Config) -> None:
-    """Prints configuration with origins, parameters, shardings, memory, FLOPs, and a decoded example of each objective.
+    """Prints configuration with origins, parameters, shardings, memory, FLOPs, data, and an example of each objective.
 
     Nothing is trained or written, and no array of the model is allocated.
 
@@ -42,11 +44,14 @@ def dry_run(config: Config) -> None:
     """
     console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
     mesh = make_mesh(config.mesh)
-    check_batch(config.data.objective_batch_sizes, mesh)
+    check_batch(config.data.objective_batch_sizes, mesh, config.train.accumulation_steps)
     _print_configuration(console, config)
     _print_parameters(console, config, mesh)
     _print_step(console, config)
-    for objective, source, inputs, targets in _examples(config):
+    stream = _stream(config)
+    if stream is not None:
+        _print_data(console, config, stream)
+    for objective, source, inputs, targets in _sample_examples(config) if stream is None else _examples(stream):
         console.print(f"\n[bold]{objective}[/bold], {source}")
         console.print(f"  inputs:  {inputs}", markup=False)
         console.print(f"  targets: {targets}", markup=False)
@@ -60,14 +65,18 @@ def _print_configuration(console: Console, config: Config) -> None:
 
 def _print_parameters(console: Console, config: Config, mesh: jax.sharding.Mesh) -> None:
     state = abstract_state(config.model, config.optimizer, mesh)
+    factors = jax.tree.leaves(learning_rate_factors(config.optimizer, state["params"]))
+    alike = all((factor == 1).all() for factor in factors)
     table = Table(title="parameters", title_justify="left", box=None)
-    for column in ("name", "shape", "split over"):
+    for column in ("name", "shape", "split over", *([] if alike else ["learning rate ×"])):
         table.add_column(column, no_wrap=True)
     counted = 0
-    for path, leaf in jax.tree_util.tree_leaves_with_path(state["params"]):
+    for (path, leaf), factor in zip(jax.tree_util.tree_leaves_with_path(state["params"]), factors, strict=True):
         counted += math.prod(leaf.shape)
         axes = ", ".join(f"{axis} ({n:,})" for axis, n in zip(leaf.sharding.spec, leaf.shape, strict=False) if axis)
-        table.add_row(path_name(path), " × ".join(f"{n:,}" for n in leaf.shape), axes or "whole")
+        by_layer = " ".join(f"{value:.3g}" for value in dict.fromkeys(factor.ravel().tolist()))
+        cells = path_name(path), " × ".join(f"{n:,}" for n in leaf.shape), axes or "whole"
+        table.add_row(*cells, *([] if alike else [by_layer]))
     console.print(table)
     assert counted == parameter_count(config.model)
     console.print(
@@ -78,32 +87,32 @@ def _print_parameters(console: Console, config: Config, mesh: jax.sharding.Mesh)
         leaves = jax.tree.leaves(tree)
         return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves) / 1e9
 
-    logits = config.train.loss_block_tokens * config.model.vocab_size * 4 / 1e9 / mesh.shape["tensor"]
+    parts = {"parameters": gigabytes(state["params"]), config.optimizer.name: gigabytes(state["optimizer"])}
+    if "ema" in state:
+        parts["moving average"] = gigabytes(state["ema"])
+    parts["gradients"] = gigabytes(state["params"]) * min(config.train.accumulation_steps, 2)  # one more adds them up
+    parts["logits of a loss block, at most"] = config.loss.block_megabytes / 1e3 / mesh.shape["tensor"]
     console.print(
-        f"memory a device: parameters {gigabytes(state['params']):.2f} GB, optimizer {gigabytes(state['optimizer']):.2f} GB, "
-        f"gradients {gigabytes(state['params']):.2f} GB, logits of a loss block {logits:.2f} GB; activations come on top"
+        f"memory a device: {', '.join(f'{name} {size:.2f} GB' for name, size in parts.items())}; activations come on top"
     )
 
 
 def _print_step(console: Console, config: Config) -> None:
-    table = Table(
-        "objective",
-        "batch",
-        "inputs",
-        "targets",
-        "share of targets",
-        title="groups of a step",
-        title_justify="left",
-        box=None,
-    )
-    shapes = {n: o.corruption.lengths(config.data.chunk_length) for n, o in config.data.objectives().items()}
-    batch_sizes = config.data.objective_batch_sizes
-    total = sum(batch_sizes[n] * t for n, (_, t) in shapes.items())
-    for name, (inputs, targets) in shapes.items():
-        share = batch_sizes[name] * targets / total
-        table.add_row(name, f"{batch_sizes[name]:,}", str(inputs), str(targets), f"{share:.1%}")
+    columns = ("objective", "batch", "raw tokens", "inputs", "targets", "share of the loss")
+    table = Table(*columns, title="groups of a step", title_justify="left", box=None)
+    shapes, raw_lengths = config.step_shapes(), config.data.raw_lengths()
+    weights = {
+        n: config.loss.objective_weights.get(n, 1.0) * batch * targets for n, (batch, _, targets) in shapes.items()
+    }
+    for name, (batch, inputs, targets) in shapes.items():
+        share = f"{weights[name] / sum(weights.values()):.1%}"
+        table.add_row(name, f"{batch:,}", str(raw_lengths[name]), str(inputs), str(targets), share)
     console.print(table)
-    flops = flops_per_step(config.model, {n: (batch_sizes[n], *shapes[n]) for n in shapes})
+    if (steps := config.train.accumulation_steps) > 1:
+        console.print(
+            f"in {steps} microbatches of {', '.join(f'{b // steps:,}' for b, _, _ in shapes.values())} examples"
+        )
+    flops = flops_per_step(config.model, shapes)
     dtype = resolve_compute_dtype(config.model, jax.default_backend())
     console.print(
         f"{flops.total / 1e12:,.2f} TFLOP a step (forward and backward, causal attention counted half; "
@@ -112,25 +121,46 @@ def _print_step(console: Console, config: Config) -> None:
     )
 
 
-def _examples(config: Config) -> Iterator[Example]:
-    """The first example of each objective: from the run's prepared data if there is some, else from the sample's text."""
+def _stream(config: Config) -> Stream | None:
+    """The run's data, if it is prepared already."""
     folder = prepared_folder(config)
-    if (folder / MANIFEST).exists():
-        prepared = PreparedData.open(folder)
-        check(config, prepared)
-        stream = Stream(prepared, config.data.objectives(), config.train.seed)
-        described = prepared.manifest["vocabulary"]
-        vocabulary = Vocabulary.load(
-            folder / "vocabulary.model",
-            sentinel_start=described["sentinel_start"],
-            num_sentinels=described["num_sentinels"],
+    if not (folder / MANIFEST).exists():
+        return None
+    prepared = PreparedData.open(folder)
+    check(config, prepared)
+    return Stream(prepared, config.data.objectives(), config.train.seed)
+
+
+def _print_data(console: Console, config: Config, stream: Stream) -> None:
+    epochs, steps = stream.epochs(config.train.steps), config.train.steps
+    columns = ("objective", "tasks", "tokens", "largest shares", "smallest shares")
+    table = Table(*columns, title=f"data in {stream.prepared.folder}", title_justify="left", box=None)
+    tokens = {task.name: task.tokens("train") for task in stream.prepared.tasks}
+    for objective, rates in stream.rates().items():
+        ranked = [f"{task} {rate:.1%}" for task, rate in sorted(rates.items(), key=lambda item: -item[1])]
+        cells = (
+            f"{len(rates):,}",
+            f"{sum(tokens[t] for t in rates):,}",
+            ", ".join(ranked[:3]),
+            ", ".join(ranked[3:][-3:]),
         )
-        batch, tasks = stream.batch(0), stream.tasks_of(0)
-        for name, arrays in batch.items():
-            texts = [vocabulary.decode(row[row > 0].tolist()) for row in (arrays["inputs"][0], arrays["targets"][0])]
-            yield name, f"first example of step 1 (task {tasks[name][0]}, {folder})", texts[0], texts[1]
-        return
-    yield from _sample_examples(config)
+        table.add_row(objective, *cells)
+    console.print(table)
+    console.print(epochs_line(epochs, steps), markup=False)
+
+
+def _examples(stream: Stream) -> Iterator[Example]:
+    """The first example of each objective in the first step."""
+    folder, described = stream.prepared.folder, stream.prepared.manifest["vocabulary"]
+    vocabulary = Vocabulary.load(
+        folder / "vocabulary.model",
+        sentinel_start=described["sentinel_start"],
+        num_sentinels=described["num_sentinels"],
+    )
+    tasks = stream.tasks_of(0)
+    for name, arrays in stream.batch(0).items():
+        texts = [vocabulary.decode(row[row > 0].tolist()) for row in (arrays["inputs"][0], arrays["targets"][0])]
+        yield name, f"first example of step 1 (task {tasks[name][0]}, {folder})", texts[0], texts[1]
 
 
 def _sample_examples(config: Config) -> Iterator[Example]:
@@ -139,12 +169,13 @@ def _sample_examples(config: Config) -> Iterator[Example]:
 
     given = config.data.vocabulary
     own = given not in (None, SAMPLE) and pathlib.Path(str(given)).is_file()
-    vocabulary = Vocabulary.load(str(given) if own else SAMPLE_DIR / "vocabulary.model")
+    model = str(given) if own else SAMPLE_DIR / "vocabulary.model"
+    vocabulary = Vocabulary.load(model, num_sentinels=config.data.num_sentinels)
     label = "the shipped sample's text" + ("" if own or given == SAMPLE else " and vocabulary")
-    length = config.data.chunk_length
     for name, objective in config.data.objectives().items():
         (corpus,) = (c for c in CORPORA.values() if c.objective == name)
         language, file = next(iter(find_files(None, corpus.name, ["fr"]).items()))
+        length = config.data.raw_lengths()[name]
         items = list(itertools.islice(read_split(corpus, file, "train"), 200))
         if corpus.unit == "documents":
             chunks = join_and_cut([vocabulary.encode_batch(d) for d in items], length)

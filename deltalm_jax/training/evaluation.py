@@ -49,26 +49,43 @@ class Evaluator:
 
         Returns:
           For each objective with validation data: `eval/<objective>/loss` (all targets), `…/text_loss` (targets that are
-          not sentinels), `…/unigram_loss` (the unigram predictor on those same targets).
+          not sentinels), `…/unigram_loss` (the unigram predictor on those same targets); and for each way in which the
+          data groups its languages, `eval/<objective>/<kind>/<group>/loss` and `…/text_loss`, such as
+          `eval/span_corruption/script/Cyrl/loss`.
         """
-        out = {}
+        out: dict[str, float] = {}
         for name, batches in self.batches.items():
             if not batches:
                 continue
-            batch_size = self._stream.objectives[name].batch_size
-            rows = process_rows(batch_size, self._mesh)
-            sums = []
-            for index in range(batches):
-                arrays = self._stream.validation_batch(name, index, rows)
-                sums.append(self._eval_step(params, put_batch({name: arrays}, {name: batch_size}, self._mesh)[name]))
-            sums = jax.device_get(sums)
-            total = {k: float(sum(np.float64(s[k]) for s in sums)) for k in sums[0]}
-            out[f"eval/{name}/loss"] = total["nll"] / max(total["tokens"], 1)
-            out[f"eval/{name}/text_loss"] = total["text_nll"] / max(total["text_tokens"], 1)
+            task_N, sums = self._sums(name, params)
+            out |= {f"eval/{name}/{key}": loss for key, loss in _losses(sums, task_N >= 0).items()}
             if name not in self._unigram:
                 self._unigram[name] = self._unigram_loss(name)
             out[f"eval/{name}/unigram_loss"] = self._unigram[name]
+            for group, members in self._groups(task_N).items():
+                losses = _losses(sums, np.isin(task_N, members))
+                out |= {f"eval/{name}/{group}/{key}": loss for key, loss in losses.items()}
         return out
+
+    def _sums(self, name: str, params: Any) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Of every validation row its task (-1: padding) and what the evaluation step summed over it."""
+        batch_size = self._stream.objectives[name].batch_size
+        rows = process_rows(batch_size, self._mesh)
+        sums = []
+        for index in range(self.batches[name]):
+            arrays = self._stream.validation_batch(name, index, rows)
+            sums.append(self._eval_step(params, put_batch({name: arrays}, {name: batch_size}, self._mesh)[name]))
+        task_N = np.concatenate([self._stream.validation_tasks(name, i) for i in range(self.batches[name])])
+        sums = jax.device_get(sums)
+        return task_N, {key: np.concatenate([s[key] for s in sums]).astype(np.float64) for key in sums[0]}
+
+    def _groups(self, task_N: np.ndarray) -> dict[str, list[int]]:
+        """The tasks in each "kind/group", of those that occur; sorted."""
+        groups: dict[str, list[int]] = {}
+        for task in np.unique(task_N[task_N >= 0]).tolist():
+            for kind, group in self._stream.prepared.tasks[task].groups.items():
+                groups.setdefault(f"{kind}/{group}", []).append(task)
+        return dict(sorted(groups.items()))
 
     def _unigram_loss(self, name: str) -> float:
         counts_V = np.zeros(self._vocab_size, np.int64)
@@ -89,3 +106,12 @@ class Evaluator:
         counts_V[0] = 0
         counts_V[self._sentinels[0] : self._sentinels[1]] = 0
         return counts_V
+
+
+def _losses(sums: dict[str, np.ndarray], chosen_N: np.ndarray) -> dict[str, float]:
+    """Means per target over the rows chosen: `loss` over all targets, `text_loss` over those that are not sentinels."""
+    total = {key: float(values_N[chosen_N].sum()) for key, values_N in sums.items()}
+    return {
+        "loss": total["nll"] / max(total["tokens"], 1),
+        "text_loss": total["text_nll"] / max(total["text_tokens"], 1),
+    }

@@ -16,6 +16,27 @@ from collections.abc import Mapping
 
 from deltalm_jax.model.config import ModelConfig
 
+# Peak of dense bfloat16 products, operations a second, of what jax calls one device; by the beginning of its name. Makers'
+# data sheets (without sparsity). TPU v2, v3 and 7x show each chip as two devices.
+_PEAK_BFLOAT16 = {
+    "TPU v2": 22.5e12,
+    "TPU v3": 61.5e12,
+    "TPU v4 lite": 138e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5": 459e12,
+    "TPU v6": 918e12,
+    "TPU7x": 1153.5e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H100 NVL": 835e12,
+    "NVIDIA H100": 989.4e12,
+    "NVIDIA H200": 989.4e12,
+    "NVIDIA B200": 2250e12,
+    "NVIDIA L4": 121e12,
+}
+
 _BACKWARD_TOO = 3  # Forward once; backward one product for the input's gradient and one for the weight's.
 
 
@@ -75,7 +96,8 @@ def _flops(config: ModelConfig, batch: int, encoder_length: int, decoder_length:
     # Weights that each token meets. Cross-attention makes keys and values from encoder tokens, in every decoder layer.
     encoder_token = config.num_encoder_layers * (4 * square + feed_forward)
     encoder_token += config.num_decoder_layers * 2 * square
-    decoder_token = config.num_decoder_layers * (4 * square + feed_forward + 2 * square + feed_forward)
+    feed_forwards = 2 if config.decoder == "interleaved" else 1
+    decoder_token = config.num_decoder_layers * (4 * square + 2 * square + feed_forwards * feed_forward)
     linear = encoder_token * encoder_length + decoder_token * decoder_length
     head = hidden * config.vocab_size * decoder_length
 
@@ -91,3 +113,37 @@ def _flops(config: ModelConfig, batch: int, encoder_length: int, decoder_length:
         causal_half=round(scale * 2 * hidden * causal_half_pairs),
         head=scale * head,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Throughput:
+    """What model FLOPs utilisation (MFU) is measured by.
+
+    Attributes:
+      step_flops: operations of a step, as `Flops.total` counts them.
+      peak_flops: operations a second that all devices together could do; None where that is not known.
+      reason: why it is not known, "" where it is.
+    """
+
+    step_flops: float
+    peak_flops: float | None
+    reason: str = ""
+
+    def mfu(self, seconds: float) -> float | None:
+        """Share of the devices' peak that a step of this many seconds makes use of."""
+        return None if self.peak_flops is None else self.step_flops / (seconds * self.peak_flops)
+
+
+def throughput(step_flops: float, device_kind: str, num_devices: int, compute_dtype: str) -> Throughput:
+    """`Throughput` on devices of one kind (`jax.Device.device_kind`).
+
+    A peak is known for bfloat16 on the accelerators of the table. Of names that begin alike the longest counts.
+    """
+    if compute_dtype != "bfloat16":
+        return Throughput(step_flops, None, f"no peak known for {compute_dtype} products")
+    peaks = [
+        peak for name, peak in sorted(_PEAK_BFLOAT16.items(), key=lambda x: -len(x[0])) if device_kind.startswith(name)
+    ]
+    if not peaks:
+        return Throughput(step_flops, None, f"no peak known for devices of kind {device_kind!r}")
+    return Throughput(step_flops, num_devices * peaks[0])

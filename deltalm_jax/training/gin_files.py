@@ -21,16 +21,18 @@ import configs
 from deltalm_jax.errors import UserError
 from deltalm_jax.model.config import ModelConfig
 from deltalm_jax.parallel.mesh import MeshConfig
-from deltalm_jax.training.config import Config, DataConfig, OptimizerConfig, TrainConfig
+from deltalm_jax.training.config import Config, DataConfig, LossConfig, OptimizerConfig, TrainConfig
 
-CLASSES: dict[str, type] = {c.__name__: c for c in (ModelConfig, DataConfig, OptimizerConfig, MeshConfig, TrainConfig)}
-SECTIONS = {
-    "model": "ModelConfig",
-    "data": "DataConfig",
-    "optimizer": "OptimizerConfig",
-    "mesh": "MeshConfig",
-    "train": "TrainConfig",
+# By field of `Config`.
+SECTIONS: dict[str, type] = {
+    "model": ModelConfig,
+    "data": DataConfig,
+    "optimizer": OptimizerConfig,
+    "loss": LossConfig,
+    "mesh": MeshConfig,
+    "train": TrainConfig,
 }
+CLASSES: dict[str, type] = {c.__name__: c for c in SECTIONS.values()}
 ALLOWED_IMPORTS = ("deltalm_jax", "tasks")
 _COMMAND_LINE = "command line"
 _SHIPPED = pathlib.Path(configs.__path__[0])
@@ -92,7 +94,7 @@ def load(gin_files: Sequence[str], overrides: Iterable[str] = (), allow_imports:
     }
     try:
         return Config(
-            pathlib.Path(gin_files[-1]).stem, **{f: sections[c] for f, c in SECTIONS.items()}, origins=origins
+            pathlib.Path(gin_files[-1]).stem, **{f: sections[c.__name__] for f, c in SECTIONS.items()}, origins=origins
         )
     except ValueError as error:
         raise ConfigError(str(error)) from None

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import pathlib
-import platform
 import time
-from importlib.metadata import version
 from typing import Any
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 
 from deltalm_jax.data.chunks import PreparedData
 from deltalm_jax.data.prefetch import Prefetcher
@@ -20,15 +15,20 @@ from deltalm_jax.data.stream import Stream
 from deltalm_jax.model.config import resolve_compute_dtype
 from deltalm_jax.parallel.mesh import make_mesh
 from deltalm_jax.parallel.sharding import check_batch, process_rows, put_batch
-from deltalm_jax.training.checkpoint import CheckpointError, Checkpoints
+from deltalm_jax.training.checkpoint import Checkpoints, newest_checkpoint
 from deltalm_jax.training.config import Config
 from deltalm_jax.training.evaluation import Evaluator
 from deltalm_jax.training.faults import StopRequest
-from deltalm_jax.training.metrics import Reporter
+from deltalm_jax.training.flops import flops_per_step, throughput
+from deltalm_jax.training.profiling import Profiler
+from deltalm_jax.training.record import check_identity, describe, epochs_line, write_record
+from deltalm_jax.training.reporting import Reporter
 from deltalm_jax.training.step import abstract_state, initial_state, make_eval_step, make_train_step
 
 
-def train(config: Config, prepared: PreparedData, run_dir: pathlib.Path) -> int:
+def train(
+    config: Config, prepared: PreparedData, run_dir: pathlib.Path, profile_steps: tuple[int, int] | None = None
+) -> int:
     """Trains, or goes on training, until `steps` (or `stop_at_step`, or a signal).
 
     Where the parameters come from:
@@ -39,6 +39,7 @@ def train(config: Config, prepared: PreparedData, run_dir: pathlib.Path) -> int:
       config: the run's configuration.
       prepared: its data, opened and checked.
       run_dir: folder for checkpoints, metrics and the effective configuration; made if absent.
+      profile_steps: first and last step of a profiler trace, written to RUN_DIR/profile.
 
     Returns:
       The process's exit code: 0 when the run got where it should, otherwise `StopRequest.exit_code`.
@@ -48,38 +49,57 @@ def train(config: Config, prepared: PreparedData, run_dir: pathlib.Path) -> int:
       NonFiniteError: training diverged. The last checkpoint precedes it.
     """
     began = time.monotonic()
-    stop = config.train.stop_at_step or config.train.steps
-    batch_sizes = config.data.objective_batch_sizes
+    options, batch_sizes = config.train, config.data.objective_batch_sizes
+    stop = options.stop_at_step or options.steps
+    is_first_process = jax.process_index() == 0
 
     # Everything that can be wrong is found before a device computes anything.
-    stream = Stream(prepared, config.data.objectives(), config.train.seed)
+    stream = Stream(prepared, config.data.objectives(), options.seed)
     mesh = make_mesh(config.mesh)
-    check_batch(batch_sizes, mesh)
+    check_batch(batch_sizes, mesh, options.accumulation_steps)
     rows = {name: process_rows(size, mesh) for name, size in batch_sizes.items()}
     compute_dtype = resolve_compute_dtype(config.model, jax.default_backend())
     about = describe(config, prepared, compute_dtype)
     run_dir.mkdir(parents=True, exist_ok=True)
-    if config.train.compilation_cache:
+    if options.compilation_cache:
         use_compilation_cache(run_dir / "compilation_cache")
 
-    numerics: Any = {"compute_dtype": compute_dtype, "loss_block_tokens": config.train.loss_block_tokens}
-    train_step = make_train_step(config.model, config.optimizer, mesh, seed=config.train.seed, **numerics)
-    eval_step = make_eval_step(config.model, mesh, sentinels=stream.sentinels, **numerics)
-    evaluate = Evaluator(stream, eval_step, mesh, config.model.vocab_size, config.train.eval_batches)
+    shared: Any = {"compute_dtype": compute_dtype, "decoder_start": config.data.decoder_start}
+    train_step = make_train_step(
+        config.model, config.optimizer, config.loss, mesh,
+        seed=options.seed, accumulation_steps=options.accumulation_steps, **shared,
+    )  # fmt: skip
+    eval_step = make_eval_step(config.model, config.loss, mesh, sentinels=stream.sentinels, **shared)
+    evaluate = Evaluator(stream, eval_step, mesh, config.model.vocab_size, options.eval_batches)
 
-    checkpoints = Checkpoints(
-        run_dir / "checkpoints", config.train.keep_checkpoints, config.train.keep_checkpoint_every, print
-    )
+    checkpoints = Checkpoints(run_dir / "checkpoints", options.keep_checkpoints, options.keep_checkpoint_every, print)
     record = newest_checkpoint(checkpoints)
     if record is not None:
         check_identity(record["about"]["identity"], about["identity"], run_dir)
         state = checkpoints.restore(record, abstract_state(config.model, config.optimizer, mesh))
         start = int(record["step"])
     else:
-        state, start = initial_state(config.model, config.optimizer, config.train.seed, mesh), 0
+        state, start = initial_state(config.model, config.optimizer, options.seed, mesh), 0
 
-    reporter = Reporter(run_dir, start, stop, config.train.log_every, speaks=jax.process_index() == 0)
-    reporter.begin(config, f"{'resuming at' if start else 'starting from'} step {start:,} of {stop:,}", compute_dtype)
+    devices = jax.devices()
+    flops = flops_per_step(config.model, config.step_shapes())
+    speed = throughput(flops.total, devices[0].device_kind, len(devices), compute_dtype)
+    reporter = Reporter(
+        run_dir, start, stop,
+        log_every=options.log_every, tensorboard=options.tensorboard, throughput=speed, speaks=is_first_process,
+    )  # fmt: skip
+    reporter.say(
+        f"{'resuming at' if start else 'starting from'} step {start:,} of {stop:,} on {len(devices)} "
+        f"{devices[0].platform} device(s), {jax.process_count()} process(es), {compute_dtype}; {run_dir}"
+    )
+    reporter.say(epochs_line(stream.epochs(options.steps), options.steps))
+    if speed.reason:
+        reporter.say(f"MFU is not reported: {speed.reason}")
+    if is_first_process:
+        write_record(config, stream, run_dir)
+    profiler = Profiler(profile_steps, run_dir / "profile")
+    if profile_steps and not start < profile_steps[0] <= profile_steps[1] <= stop:
+        reporter.say(f"WARNING: no trace is recorded: steps {profile_steps} do not all lie in {start + 1} to {stop}")
 
     def make_batch(index: int) -> Any:
         return put_batch(stream.batch(index, rows), batch_sizes, mesh)
@@ -89,42 +109,39 @@ def train(config: Config, prepared: PreparedData, run_dir: pathlib.Path) -> int:
         StopRequest() as stop_request,  # outermost: a second signal must not end the last save
         contextlib.closing(reporter),
         contextlib.closing(checkpoints),
+        contextlib.closing(profiler),
         Prefetcher(make_batch, start, stop, config.data.prefetch) as batches,
         jax.set_mesh(mesh),
     ):
         for step, batch in enumerate(batches, start + 1):
+            profiler.before(step)
             state, metrics = train_step(state, batch)
             # Reports the step before this one: the host never waits for the step it has just begun.
             reporter.step(step, metrics, batches.waited)
             if step == start + 1:
                 jax.block_until_ready(metrics)
                 reporter.say(f"first step done {time.monotonic() - began:.1f} s after the start of the run")
+            if text := profiler.after(step, metrics):
+                reporter.say(text)
             checkpoints.check()
 
             stopping = stop_request.at(step) or step == stop
-            saving = stopping or step % config.train.checkpoint_every == 0
-            evaluating = step == config.train.steps or _is_due(step, config.train.eval_every)
-            if evaluating or saving:
-                reporter.flush(evaluate(state["params"]) if evaluating else {})
+            saving = stopping or step % options.checkpoint_every == 0
+            evaluating = step == options.steps or _is_due(step, options.eval_every)
+            if evaluating:
+                epochs = {f"epochs/{task}": n for task, n in stream.epochs(step).items()}
+                evaluation = evaluate(state.get("ema", state["params"]))
+                reporter.flush(evaluation | epochs, by_group=step == options.steps)
             if saving:
+                reporter.flush({})
                 checkpoints.save(step, state, about)
                 saved = step
             if evaluating or saving:
                 reporter.restart_clock()
             if stopping:
                 break
-    reporter.say(_last_words(stop_request, start, saved, config.train.steps, run_dir))
+    reporter.say(_last_words(stop_request, start, saved, options.steps, run_dir))
     return stop_request.exit_code
-
-
-def describe(config: Config, prepared: PreparedData, compute_dtype: str) -> dict[str, Any]:
-    """What a checkpoint's record says of its run: identity (must not change on resume), vocabulary, versions."""
-    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-    return {
-        "identity": config.identity() | {"data": prepared.manifest["digest"], "compute_dtype": compute_dtype},
-        "vocabulary": prepared.manifest["vocabulary"]["fingerprint"],
-        "versions": {name: version(name) for name in packages} | {"python": platform.python_version()},
-    }
 
 
 def use_compilation_cache(folder: pathlib.Path) -> None:
@@ -141,32 +158,7 @@ def _is_due(step: int, every: int) -> bool:
 def _last_words(stop_request: StopRequest, start: int, saved: int, steps: int, run_dir: pathlib.Path) -> str:
     if stop_request.exit_code and stop_request.signal:
         name = stop_request.signal.name
-        return f"{name}: stopped after step {saved:,}, checkpoint saved. Run the same command to go on."
+        return f"{name}: stopped after step {saved:,}, checkpoint saved"
     if saved == start:
         return f"nothing to do: step {start:,} of {steps:,} is reached already. More: --gin.TrainConfig.steps=…"
     return f"done: step {saved:,} of {steps:,}; checkpoints and metrics in {run_dir}"
-
-
-def newest_checkpoint(checkpoints: Checkpoints) -> dict[str, Any] | None:
-    """Process 0's choice of checkpoint, the same on all processes."""
-    if jax.process_count() == 1:
-        return checkpoints.latest()
-    chosen = (checkpoints.latest() or {"step": -1})["step"] if jax.process_index() == 0 else -1
-    chosen = int(multihost_utils.broadcast_one_to_all(np.int32(chosen)))
-    return None if chosen < 0 else checkpoints.verify(chosen)
-
-
-def check_identity(saved: dict[str, Any], wanted: dict[str, Any], run_dir: pathlib.Path) -> None:
-    """Raises CheckpointError with the differences if a run would go on as another run."""
-    wanted = json.loads(json.dumps(wanted))
-    differences = [
-        f"  {key}: {saved.get(key)!r} in the checkpoint, {wanted.get(key)!r} now"
-        for key in sorted(saved.keys() | wanted.keys())
-        if saved.get(key) != wanted.get(key)
-    ]
-    if differences:
-        raise CheckpointError(
-            f"the run in {run_dir} was started with another configuration; going on would make it a different run:\n"
-            + "\n".join(differences)
-            + "\nPut the values back, or start a new run with another --run_dir."
-        )

@@ -5,16 +5,66 @@ So targets are taken a block of positions at a time. The loss is a scalar, linea
 of a block is computed in the same pass as its value, while its logits are still there: three matrix products a
 block (logits, d hidden, d table), where recomputing the logits in the backward pass would take four.
 
+With logits x, target t, lse = log Σ exp x, smoothing ε spread as ε' = ε / (V - 1) (fairseq's form), and z-loss ζ:
+
+    nll  = lse - x_t
+    loss = (1 - ε - ε') nll + ε' Σ_v (lse - x_v) + ζ lse²
+    d loss / d x_v = (1 + 2 ζ lse) softmax_v - (1 - ε - ε') [v = t] - ε'
+
+The coefficient of softmax from the first two terms is (1 - ε - ε') + V ε' = 1.
+
 Shapes: B batch, T target length, D model, V rows of the token table, C positions of a block, N = B * C tokens of a
 block.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
+
+from deltalm_jax.fields import check_types, operational
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """What is minimised.
+
+    Attributes:
+      label_smoothing: ε: probability mass that the wrong pieces share (fairseq's form; 0.1 in the paper's fine-tuning,
+        none known in pretraining).
+      z_loss: ζ: weight of (log-sum-exp of the logits)², which keeps it near 0 (PaLM: 1e-4; 0 is off).
+      objective_weights: weight of each objective's targets in the mean; an objective not named weighs 1.
+      block_megabytes: float32 logits held at a time on a device (or on the devices of its `tensor` group together).
+    """
+
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+    objective_weights: dict[str, float] = dataclasses.field(default_factory=dict)
+    block_megabytes: float = operational(1024.0)
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"LossConfig.label_smoothing must lie in [0, 1), found {self.label_smoothing}")
+        if self.z_loss < 0:
+            raise ValueError(f"LossConfig.z_loss must not be negative, found {self.z_loss}")
+        if self.block_megabytes <= 0:
+            raise ValueError(f"LossConfig.block_megabytes must be positive, found {self.block_megabytes}")
+        for name, weight in self.objective_weights.items():
+            if weight < 0:
+                raise ValueError(f"LossConfig.objective_weights[{name!r}] must not be negative, found {weight}")
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the loss is the negative log-likelihood and nothing else."""
+        return self.label_smoothing == self.z_loss == 0
+
+    def block_tokens(self, vocab_size: int) -> int:
+        """Targets whose logits are held at a time."""
+        return max(1, int(self.block_megabytes * 1e6 / (4 * vocab_size)))
 
 
 def _blocks(array: jax.Array, num_blocks: int, block: int) -> jax.Array:
@@ -25,8 +75,8 @@ def _blocks(array: jax.Array, num_blocks: int, block: int) -> jax.Array:
 
 
 def _block_length(batch: int, length: int, block_tokens: int) -> tuple[int, int]:
-    """Number of blocks and positions in each, so that a block holds about `block_tokens` tokens of even size."""
-    num_blocks = max(1, min(length, round(batch * length / block_tokens)))
+    """Number of blocks and positions in each, so that no block holds more than `block_tokens` tokens (or one a row)."""
+    num_blocks = max(1, min(length, -(-batch * length // block_tokens)))
     block = -(-length // num_blocks)
     return -(-length // block), block
 
@@ -44,59 +94,102 @@ def _nll(logits_NV: jax.Array, targets_N: jax.Array) -> tuple[jax.Array, jax.Arr
     return lse_N - jnp.take_along_axis(logits_NV, targets_N[:, None], axis=-1)[:, 0], lse_N
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def weighted_nll(
+def _target_and_rest(config: LossConfig, vocab_size: int) -> tuple[float, float]:
+    """Weights of the target's negative log-likelihood, 1 - ε - ε', and of every piece's, ε'."""
+    rest = config.label_smoothing / (vocab_size - 1)
+    return 1 - config.label_smoothing - rest, rest
+
+
+def _loss(
+    config: LossConfig, vocab_size: int, logits_NV: jax.Array, targets_N: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Loss, negative log-likelihood and log-sum-exp, float32 [N] each."""
+    nll_N, lse_N = _nll(logits_NV, targets_N)
+    loss_N = nll_N
+    if config.label_smoothing:
+        target, rest = _target_and_rest(config, vocab_size)
+        sum_logits_N = jnp.sum(logits_NV, axis=-1, where=jnp.arange(logits_NV.shape[1]) < vocab_size)
+        loss_N = target * nll_N + rest * (vocab_size * lse_N - sum_logits_N)
+    if config.z_loss:
+        loss_N += config.z_loss * jnp.square(lse_N)
+    return loss_N, nll_N, lse_N
+
+
+def _d_logits(
+    config: LossConfig, vocab_size: int, logits_NV: jax.Array, targets_N: jax.Array, lse_N: jax.Array
+) -> jax.Array:
+    """d loss / d logits of each token, float32 [N, V]."""
+    target, rest = _target_and_rest(config, vocab_size)
+    piece_V = jnp.arange(logits_NV.shape[1])
+    is_target_NV = piece_V[None, :] == targets_N[:, None]
+    softmax_NV = jnp.exp(logits_NV - lse_N[:, None])
+    if config.z_loss:
+        softmax_NV *= (1 + 2 * config.z_loss * lse_N)[:, None]
+    d_logits_NV = softmax_NV - target * is_target_NV
+    return d_logits_NV - rest * (piece_V < vocab_size) if config.label_smoothing else d_logits_NV
+
+
+def vocabulary_loss(
     hidden_BTD: jax.Array,
     table_VD: jax.Array,
     targets_BT: jax.Array,
     weights_BT: jax.Array,
+    config: LossConfig,
     vocab_size: int,
-    block_tokens: int,
-) -> jax.Array:
-    """Sum over positions of weight * negative log-likelihood of the target, float32 scalar.
+) -> tuple[jax.Array, jax.Array]:
+    """Sums over positions of weight * loss and of weight * negative log-likelihood, float32 scalars.
 
     Args:
       hidden_BTD: decoder states, in the compute dtype.
       table_VD: token table, tied to the output projection, in the compute dtype.
       targets_BT: int32 ids below `vocab_size`.
       weights_BT: float32; 0 leaves a position out. Not differentiated.
+      config: smoothing, z-loss, and how much is held at a time.
       vocab_size: rows of the table that are scored.
-      block_tokens: about how many tokens' logits are held at a time.
 
     Returns:
-      The sum. Products accumulate in float32, log-sum-exp and softmax are float32.
+      The sum to minimise, and the sum to report, which has no gradient. Products accumulate in float32; log-sum-exp
+      and softmax are float32.
     """
-    return jnp.sum(token_nll(hidden_BTD, table_VD, targets_BT, vocab_size, block_tokens) * weights_BT)
+    loss, nll = _vocabulary_loss(hidden_BTD, table_VD, targets_BT, weights_BT, config, vocab_size)
+    return loss, jax.lax.stop_gradient(nll)
 
 
-def _weighted_nll_forward(hidden_BTD, table_VD, targets_BT, weights_BT, vocab_size, block_tokens):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _vocabulary_loss(hidden_BTD, table_VD, targets_BT, weights_BT, config, vocab_size):
+    loss_BT, nll_BT = _by_block(hidden_BTD, table_VD, targets_BT, config, vocab_size)
+    return jnp.sum(loss_BT * weights_BT), jnp.sum(nll_BT * weights_BT)
+
+
+def _vocabulary_loss_forward(hidden_BTD, table_VD, targets_BT, weights_BT, config, vocab_size):
     batch, length, width = hidden_BTD.shape
-    num_blocks, block = _block_length(batch, length, block_tokens)
+    num_blocks, block = _block_length(batch, length, config.block_tokens(vocab_size))
 
     def one_block(carry, inputs):
-        loss, d_table_VD = carry
+        loss, nll, d_table_VD = carry
         hidden_BCD, targets_BC, weights_BC = inputs
         hidden_ND, targets_N, weights_N = hidden_BCD.reshape(-1, width), targets_BC.reshape(-1), weights_BC.reshape(-1)
         logits_NV = _logits(hidden_ND, table_VD, vocab_size)
-        nll_N, lse_N = _nll(logits_NV, targets_N)
-        # d nll / d logits = softmax - one-hot
-        is_target_NV = jnp.arange(table_VD.shape[0])[None, :] == targets_N[:, None]
-        d_logits_NV = (jnp.exp(logits_NV - lse_N[:, None]) - is_target_NV) * weights_N[:, None]
+        loss_N, nll_N, lse_N = _loss(config, vocab_size, logits_NV, targets_N)
+        d_logits_NV = _d_logits(config, vocab_size, logits_NV, targets_N, lse_N) * weights_N[:, None]
         d_logits_NV = d_logits_NV.astype(hidden_BTD.dtype)
         d_hidden_ND = jnp.einsum("NV,VD->ND", d_logits_NV, table_VD, preferred_element_type=jnp.float32)
         d_table_VD += jnp.einsum("NV,ND->VD", d_logits_NV, hidden_ND, preferred_element_type=jnp.float32)
-        loss += jnp.sum(nll_N * weights_N)
-        return (loss, d_table_VD), d_hidden_ND.astype(hidden_BTD.dtype).reshape(hidden_BCD.shape)
+        sums = loss + jnp.sum(loss_N * weights_N), nll + jnp.sum(nll_N * weights_N)
+        return (*sums, d_table_VD), d_hidden_ND.astype(hidden_BTD.dtype).reshape(hidden_BCD.shape)
 
-    start = (jnp.zeros((), jnp.float32), jnp.zeros(table_VD.shape, jnp.float32))
-    (loss, d_table_VD), d_hidden = jax.lax.scan(
-        one_block, start, tuple(_blocks(a, num_blocks, block) for a in (hidden_BTD, targets_BT, weights_BT))
+    zero = jnp.zeros((), jnp.float32)
+    (loss, nll, d_table_VD), d_hidden = jax.lax.scan(
+        one_block,
+        (zero, zero, jnp.zeros(table_VD.shape, jnp.float32)),
+        tuple(_blocks(a, num_blocks, block) for a in (hidden_BTD, targets_BT, weights_BT)),
     )
     d_hidden_BTD = jnp.moveaxis(d_hidden, 0, 1).reshape(batch, num_blocks * block, width)[:, :length]
-    return loss, (d_hidden_BTD, d_table_VD.astype(table_VD.dtype))
+    return (loss, nll), (d_hidden_BTD, d_table_VD.astype(table_VD.dtype))
 
 
-def _weighted_nll_backward(vocab_size, block_tokens, gradients, cotangent):
+def _vocabulary_loss_backward(config, vocab_size, gradients, cotangents):
+    cotangent, _ = cotangents  # The second result has no gradient: see `vocabulary_loss`.
     d_hidden_BTD, d_table_VD = gradients
     return (
         d_hidden_BTD * cotangent.astype(d_hidden_BTD.dtype),
@@ -106,20 +199,27 @@ def _weighted_nll_backward(vocab_size, block_tokens, gradients, cotangent):
     )
 
 
-weighted_nll.defvjp(_weighted_nll_forward, _weighted_nll_backward)
+_vocabulary_loss.defvjp(_vocabulary_loss_forward, _vocabulary_loss_backward)
 
 
 def token_nll(
-    hidden_BTD: jax.Array, table_VD: jax.Array, targets_BT: jax.Array, vocab_size: int, block_tokens: int
+    hidden_BTD: jax.Array, table_VD: jax.Array, targets_BT: jax.Array, config: LossConfig, vocab_size: int
 ) -> jax.Array:
-    """Negative log-likelihood of each target, float32 [B, T], block by block; arguments as in `weighted_nll`."""
+    """Negative log-likelihood of each target, float32 [B, T], block by block; arguments as in `vocabulary_loss`."""
+    return _by_block(hidden_BTD, table_VD, targets_BT, config, vocab_size)[1]
+
+
+def _by_block(hidden_BTD, table_VD, targets_BT, config, vocab_size) -> tuple[jax.Array, jax.Array]:
+    """Loss and negative log-likelihood of each target, float32 [B, T] each."""
     batch, length, width = hidden_BTD.shape
-    num_blocks, block = _block_length(batch, length, block_tokens)
+    num_blocks, block = _block_length(batch, length, config.block_tokens(vocab_size))
 
     def one_block(inputs):
         hidden_BCD, targets_BC = inputs
-        nll_N, _ = _nll(_logits(hidden_BCD.reshape(-1, width), table_VD, vocab_size), targets_BC.reshape(-1))
-        return nll_N.reshape(targets_BC.shape)
+        logits_NV = _logits(hidden_BCD.reshape(-1, width), table_VD, vocab_size)
+        loss_N, nll_N, _ = _loss(config, vocab_size, logits_NV, targets_BC.reshape(-1))
+        return loss_N.reshape(targets_BC.shape), nll_N.reshape(targets_BC.shape)
 
-    nll = jax.lax.map(one_block, tuple(_blocks(a, num_blocks, block) for a in (hidden_BTD, targets_BT)))
-    return jnp.moveaxis(nll, 0, 1).reshape(batch, num_blocks * block)[:, :length]
+    blocks = jax.lax.map(one_block, tuple(_blocks(a, num_blocks, block) for a in (hidden_BTD, targets_BT)))
+    loss_BT, nll_BT = (jnp.moveaxis(b, 0, 1).reshape(batch, num_blocks * block)[:, :length] for b in blocks)
+    return loss_BT, nll_BT

@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 from deltalm_jax.data.chunks import MANIFEST, PreparedData, PreparedDataError
+from deltalm_jax.data.vocabulary import DEFAULT_NUM_SENTINELS
 from deltalm_jax.training.config import SAMPLE, Config
 
 _CORPUS_SUFFIXES = (".xz", ".gz", ".tsv", ".txt")
@@ -30,7 +31,12 @@ def prepare_command(config: Config, folder: pathlib.Path) -> list[str]:
         command.append(f"--data_dir={data.data_dir}")
     if data.vocabulary != SAMPLE or data.data_dir != SAMPLE:
         command.append(f"--vocabulary={data.vocabulary}")
-    command += [f"--chunk_length={data.chunk_length}", f"--output={folder}"]
+    lengths = data.raw_lengths()
+    same = len(set(lengths.values())) == 1
+    length = str(next(iter(lengths.values()))) if same else ",".join(f"{name}={n}" for name, n in lengths.items())
+    command += [f"--chunk_length={length}", f"--output={folder}"]
+    if data.num_sentinels != DEFAULT_NUM_SENTINELS:
+        command.append(f"--num_sentinels={data.num_sentinels}")
     if data.languages:
         command.append(f"--languages={','.join(data.languages)}")
     return command
@@ -45,7 +51,8 @@ def open_or_prepare(config: Config, alone: bool = True) -> PreparedData:
 
     Raises:
       PreparedDataError: there is no data and nothing to make it from, it is too large to make in passing (the message
-        holds the command), or it was prepared for another mixture, vocabulary or chunk length.
+        holds the command), or it was prepared for another mixture, vocabulary, number of
+        sentinels or chunk length.
       SystemExit: preparation failed, and has said why.
     """
     folder = prepared_folder(config)
@@ -92,10 +99,19 @@ def _prepare(config: Config, folder: pathlib.Path, alone: bool) -> None:
 
 def check(config: Config, prepared: PreparedData) -> None:
     """Raises PreparedDataError unless the data was prepared for this configuration."""
-    data, manifest = config.data, prepared.manifest
+    data, manifest, raw_lengths = config.data, prepared.manifest, config.data.raw_lengths().items()
+
+    def name_length(objective: str) -> str:
+        if data.sizing == "raw":
+            return "DataConfig.chunk_length"
+        return (
+            f"the raw length of {objective} (of DataConfig.chunk_length {data.chunk_length} by sizing {data.sizing!r})"
+        )
+
     pairs = [
         ("DataConfig.mixture", data.mixture, manifest["mixture"]),
-        ("DataConfig.chunk_length", data.chunk_length, prepared.chunk_length),
+        *((name_length(n), w, prepared.chunk_lengths[n]) for n, w in raw_lengths if n in prepared.chunk_lengths),
+        ("DataConfig.num_sentinels", data.num_sentinels, manifest["vocabulary"]["num_sentinels"]),
         ("ModelConfig.vocab_size", config.model.vocab_size, prepared.vocabulary_size),
     ]
     for name, wanted, found in pairs:

@@ -21,9 +21,14 @@ from deltalm_jax.data.chunks import PreparedData, PreparedDataError, write_manif
 from deltalm_jax.data.shards import MAX_ID, decode_records, digest_file, encode_record, write_shard
 
 LENGTH, VOCABULARY = 16, 500
+LENGTHS = {"span_corruption": LENGTH, "translation_span_corruption": 20}
 Chunk = list[int]
 # task -> split -> shards -> chunks
 Contents = dict[str, dict[str, list[list[Chunk]]]]
+
+
+def objective_of(name: str) -> str:
+    return "translation_span_corruption" if name.startswith("ccaligned") else "span_corruption"
 
 
 def make(folder: Path, contents: Contents) -> Path:
@@ -45,13 +50,13 @@ def make(folder: Path, contents: Contents) -> Path:
                 "documents": 1,
                 "tokens": tokens,
                 "chunks": len(flat),
-                "padding": LENGTH * len(flat) - tokens,
+                "padding": LENGTHS[objective_of(name)] * len(flat) - tokens,
                 "dropped": {},
                 "shards": [asdict(shard) for shard in written],
             }
-        tasks[name] = {"objective": "span_corruption", "language": name[-2:], "splits": entries}
+        tasks[name] = {"objective": objective_of(name), "language": name[-2:], "splits": entries}
     vocabulary = {"size": VOCABULARY, "sha256": hashlib.sha256(model).hexdigest()}
-    write_manifest(folder, {"mixture": "m", "chunk_length": LENGTH, "vocabulary": vocabulary, "tasks": tasks})
+    write_manifest(folder, {"mixture": "m", "chunk_lengths": LENGTHS, "vocabulary": vocabulary, "tasks": tasks})
     return folder
 
 
@@ -126,9 +131,31 @@ def test_read_returns_the_chunks_asked_for_in_that_order(folder: Path) -> None:
                 assert length == len(expected)
 
 
+def test_rows_are_as_wide_as_the_objectives_chunks(tmp_path: Path) -> None:
+    long, short = list(range(1, 21)), [5] * LENGTH
+    data = PreparedData.open(
+        make(tmp_path / "p", {"cc100_de": {"train": [[short]]}, "ccaligned_de": {"train": [[long]]}})
+    )
+    assert data.chunk_lengths == LENGTHS
+    for tasks, width in (([0], LENGTH), ([1, 1], 20), ([1, 0], 20)):
+        tokens_BL, lengths_B = data.read("train", np.array(tasks), np.zeros(len(tasks), int))
+        assert tokens_BL.shape == (len(tasks), width)
+        for task, row, length in zip(tasks, tokens_BL, lengths_B, strict=True):
+            assert row[:length].tolist() == [short, long][task]
+            assert not row[length:].any()
+
+
+def test_a_chunk_too_long_for_its_own_objective_is_damage(tmp_path: Path) -> None:
+    """Also where a batch with longer chunks of another objective would have room for it."""
+    contents = {"cc100_de": {"train": [[[7] * 20]]}, "ccaligned_de": {"train": [[[7] * 20]]}}
+    data = PreparedData.open(make(tmp_path / "p", contents))
+    with pytest.raises(PreparedDataError, match="task cc100_de, .*a record of 60 bytes is not 1 to 16 ids"):
+        data.read("train", np.array([1, 0]), np.array([0, 0]))
+
+
 def test_reading_nothing(folder: Path) -> None:
     tokens_BL, lengths_B = PreparedData.open(folder).read("train", np.zeros(0, int), np.zeros(0, int))
-    assert tokens_BL.shape == (0, LENGTH)
+    assert tokens_BL.shape == (0, 20)
     assert lengths_B.shape == (0,)
 
 
@@ -147,7 +174,11 @@ def test_chunks_that_do_not_exist(folder: Path, split: str, task: int, chunk: in
         PreparedData.open(folder).read(split, np.array([0, task]), np.array([0, chunk]))
 
 
-def test_threads_read_the_same(folder: Path) -> None:
+@pytest.mark.parametrize("slow", [False, True])
+def test_threads_read_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch, slow: bool) -> None:
+    """Also while both ways of reading alternate."""
+    monkeypatch.setattr(chunks_module, "_SLOW_RECORD", 0.0 if slow else 1e9)
+    monkeypatch.setattr(chunks_module, "_BATCHED_READS", 1)
     data = PreparedData.open(folder, max_open_shards=2)
     contents = random_contents()
     flat = [[c for shard in splits["train"] for c in shard] for splits in contents.values()]
@@ -187,7 +218,7 @@ def test_unfinished_folder_is_refused(folder: Path) -> None:
     [
         ('"chunks": 5', '"chunks": 6', "digest does not match"),
         ('"mixture": "m"', '"mixture": "n"', "digest does not match"),
-        ('"format": 1', '"format": 2', "format 2, this version reads format 1"),
+        ('"format": 2', '"format": 1', "format 1, this version reads format 2. Prepare again, with --overwrite or"),
         ("{", "[", "not readable as JSON"),
     ],
 )
@@ -205,7 +236,8 @@ def test_changed_manifest_is_refused(folder: Path, old: str, new: str, message: 
     [
         (lambda m: m["tasks"]["cc100_de"]["splits"]["train"].update(chunks=14), "do not add up to 14"),
         (lambda m: m["tasks"]["cc100_fr"].pop("objective"), "misses or misstates 'objective'"),
-        (lambda m: m.pop("chunk_length"), "misses or misstates 'chunk_length'"),
+        (lambda m: m.pop("chunk_lengths"), "misses or misstates 'chunk_lengths'"),
+        (lambda m: m["chunk_lengths"].pop("span_corruption"), "misses or misstates 'span_corruption'"),
         (
             lambda m: m["tasks"]["cc100_fr"]["splits"]["train"]["shards"][0].update(file="cc100_fr/../../x"),
             "outside the task's folder",
@@ -266,6 +298,17 @@ def test_damage_after_opening_is_an_error_with_the_file(folder: Path) -> None:
         data.read("train", np.array([1]), np.array([0]))
 
 
+def test_a_changed_record_is_an_error_with_the_file(folder: Path) -> None:
+    """ArrayRecord's own checksum finds it, also where the size is right and the file opens."""
+    path = folder / "cc100_fr/train-0.array_record"
+    content = path.read_bytes()
+    tokens = random_contents()["cc100_fr"]["train"][0][1]
+    at = content.index(encode_record(np.array(tokens)))
+    flip(path, at + 1)
+    with pytest.raises(PreparedDataError, match=r"cc100_fr/train-0\.array_record: cannot be read"):
+        PreparedData.open(folder).read("train", np.array([1]), np.array([1]))
+
+
 class _Failing(Sequence[bytes]):
     """Records that end in an error, as a full disk or a killed worker would."""
 
@@ -303,28 +346,42 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
     assert list((tmp_path / "t").iterdir()) == []
 
 
-def test_every_shard_touched_is_read_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What makes a batch fast: one call into ArrayRecord per shard, not per chunk."""
-    calls: list[tuple[str, int]] = []
+@pytest.mark.parametrize("slow", [False, True])
+def test_how_records_are_read(folder: Path, monkeypatch: pytest.MonkeyPatch, slow: bool) -> None:
+    """One after the other, each once and in the file's order; after a slow batch, some batches a shard at a time."""
+    calls: list[tuple[str, list[int]]] = []
     real = chunks_module.array_record_module.ArrayRecordReader
 
     class Counting:
         def __init__(self, path: str, options: str):
-            self.path, self.reader = path, real(path, options)
+            self.path, self.reader, self.at = path, real(path, options), -1
 
         def num_records(self) -> int:
             return self.reader.num_records()
 
-        def read(self, records: list[int]) -> list[bytes]:
-            calls.append((self.path.removeprefix(f"{folder}/"), len(records)))
-            return self.reader.read(records)
+        def seek(self, record: int) -> None:
+            self.at = record
+            self.reader.seek(record)
+
+        def read(self, *records: list[int]) -> list[bytes]:
+            calls.append((self.path.removeprefix(f"{folder}/"), records[0] if records else self.at))
+            return self.reader.read(*records)
 
     monkeypatch.setattr(chunks_module.array_record_module, "ArrayRecordReader", Counting)
+    monkeypatch.setattr(chunks_module, "_SLOW_RECORD", 0.0 if slow else 1e9)
+    monkeypatch.setattr(chunks_module, "_BATCHED_READS", 2)
     task_B, chunk_B = np.array([0, 2, 0, 0, 2, 0, 0]), np.array([14, 0, 0, 5, 7, 13, 1])
-    PreparedData.open(folder).read("train", task_B, chunk_B)
-    first, second = "cc100_de/train", "cc100_sw/train"
-    expected = {f"{first}-0": 2, f"{first}-1": 1, f"{first}-2": 2, f"{second}-0": 1, f"{second}-1": 1}
-    assert sorted(calls) == sorted((f"{name}.array_record", count) for name, count in expected.items())
+    data = PreparedData.open(folder)
+    shards = {"cc100_de/train-0": [0, 1], "cc100_de/train-1": [0], "cc100_de/train-2": [7, 8]}
+    shards |= {"cc100_sw/train-0": [0], "cc100_sw/train-1": [3]}
+    single = [(f"{name}.array_record", record) for name, records in shards.items() for record in records]
+    batched = [(f"{name}.array_record", records) for name, records in shards.items()]
+    expected, _ = data.read("train", task_B, chunk_B)
+    assert calls == single
+    for wanted in (batched, batched, single, batched) if slow else (single, single):
+        calls.clear()
+        np.testing.assert_array_equal(data.read("train", task_B, chunk_B)[0], expected)
+        assert calls == wanted
 
 
 def test_digest_of_known_bytes(tmp_path: Path) -> None:

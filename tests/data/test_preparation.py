@@ -222,6 +222,23 @@ def test_pairs_are_packed_whole_and_in_both_orders(inputs: list[Input], vocabula
     assert changed["side_truncated"] > 0
 
 
+def test_each_objective_has_its_chunk_length(inputs: list[Input], vocabulary: Vocabulary, tmp_path: Path) -> None:
+    """As in two preparations of one length each: same bytes, and both lengths in the manifest."""
+    lengths = {"translation_span_corruption": 40, "span_corruption": 56}
+    data = run(inputs, vocabulary, tmp_path / "both", chunk_length=lengths)
+    assert data.chunk_lengths == data.manifest["chunk_lengths"] == lengths
+    found = files_of(tmp_path / "both")
+    for part, length in ((inputs[:2], 56), (inputs[2:], 40)):
+        alone = run(part, vocabulary, tmp_path / str(length), chunk_length=length)
+        assert list(alone.chunk_lengths.values()) == [length]
+        for name, content in files_of(tmp_path / str(length)).items():
+            assert name == "manifest.json" or found[name] == content
+    assert max(map(len, contents(data, 0, "train"))) == 56
+    assert 35 < max(map(len, contents(data, 2, "train"))) <= 40
+    padding = data.tasks[2].splits["train"].padding
+    assert padding == sum(40 - len(chunk) for chunk in contents(data, 2, "train"))
+
+
 def test_held_out_texts_are_in_one_split_only(inputs: list[Input], vocabulary: Vocabulary, tmp_path: Path) -> None:
     """Copies of a pair (each stands twice in the toy file) and other translations of its English side stay together."""
     first = list(read_pairs(inputs[2].train, Counter()))
@@ -285,7 +302,8 @@ def test_the_same_again_does_nothing_and_another_is_refused(
     assert (output / "manifest.json").stat().st_mtime_ns == before
 
     for change, message in (
-        ({"chunk_length": 32}, "chunk_length: 64 there, 32 asked for"),
+        ({"chunk_length": 32}, "chunk_length of span_corruption: 64 there, 32 asked for"),
+        ({"chunk_length": {"span_corruption": 65}}, "chunk_length of span_corruption: 64 there, 65 asked for"),
         ({"mixture": "other"}, "mixture: toy there, other asked for"),
         ({"validation_fraction": 0.3}, "validation_fraction: 0.2 there, 0.3 asked for"),
     ):
@@ -373,7 +391,9 @@ def test_a_language_without_text_is_refused(inputs: list[Input], vocabulary: Voc
 
 def test_settings_that_cannot_be(inputs: list[Input], vocabulary: Vocabulary, tmp_path: Path) -> None:
     for change, message in (
-        ({"chunk_length": 4}, "chunk_length must be at least 5, found 4"),
+        ({"chunk_length": 4}, "chunk_length of translation_span_corruption must be at least 5, found 4"),
+        ({"chunk_length": 1}, "chunk_length of span_corruption must be at least 2, found 1"),
+        ({"chunk_length": {"span_corruption": 64}}, "chunk_length says nothing of translation_span_corruption"),
         ({"validation_fraction": 1.0}, r"validation_fraction must lie in \[0, 1\), found 1\.0"),
         ({"blocks_per_shard": 0}, "must be positive"),
     ):

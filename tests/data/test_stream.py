@@ -131,6 +131,21 @@ def test_batches_are_a_function_of_seed_and_step_alone(prepared, stream):
     assert other["span_corruption"]["inputs"].tobytes() != stream.batch(3)["span_corruption"]["inputs"].tobytes()
 
 
+def test_epochs_are_what_counting_gives(stream):
+    """For steps in the first block, at its end, and in the third: examples drawn of each task / its chunks."""
+    counted = Counter()
+    for step in range(1300):
+        if step in (0, 1, 7, 512, 1299):
+            expected = {name: counted[name] / chunks for name, (_, chunks, _) in TASKS.items()}
+            assert stream.epochs(step) == pytest.approx(expected, rel=1e-12)
+        for names in stream.tasks_of(step).values():
+            counted.update(names)
+    far = stream.epochs(10**9)
+    shares = stream.rates()
+    assert far["b"] == pytest.approx(16e9 * shares["span_corruption"]["b"] / 10, rel=1e-6)
+    assert far["d"] == 8e9 / 20
+
+
 def test_an_added_language_leaves_the_others_chunk_order_alone(prepared, stream, tmp_path):
     more = {"z": ("span_corruption", 7, 0), **TASKS}
     bigger = Stream(write_toy_data(tmp_path / "data", more), objectives(), seed=1)
@@ -153,6 +168,29 @@ def test_validation_covers_every_chunk_once_and_pads(prepared, stream):
     assert rows[5:] == [()] * 11
     halves = [stream.validation_batch("span_corruption", 0, slice(i, i + 8)) for i in (0, 8)]
     assert np.concatenate([h["inputs"] for h in halves]).tobytes() == group["inputs"].tobytes()
+
+
+def test_validation_rows_are_known_by_task(tmp_path):
+    tasks = {
+        "a": ("span_corruption", 4, 30),
+        "b": ("span_corruption", 4, 11),
+        "d": ("translation_span_corruption", 4, 1),
+    }
+    data = write_toy_data(tmp_path / "data", tasks)
+    stream = Stream(data, objectives(), seed=1)
+    seen: list[int] = []
+    for index in range(3):
+        found = stream.validation_tasks("span_corruption", index)
+        assert found.shape == (16,)
+        for row, task in enumerate(found.tolist()):
+            ids = raw(stream.validation_batch("span_corruption", index), row)
+            # The first id of a toy chunk is the lowest and names its task.
+            assert (task == -1) == (ids == ())
+            assert task == -1 or ids[0] == 4 + task
+        seen += found[found >= 0].tolist()
+    assert Counter(seen) == {0: 30, 1: 11}
+    assert seen != sorted(seen)
+    assert stream.validation_tasks("translation_span_corruption", 0).tolist() == [2] + [-1] * 7
 
 
 def test_validation_masks_do_not_depend_on_the_seed(prepared, stream):

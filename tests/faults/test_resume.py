@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
@@ -101,19 +103,26 @@ def test_killed_and_started_again_is_bit_equal(place, undisturbed):
     assert_same_run(place / "killed", undisturbed)
 
 
-def test_sigterm_saves_and_is_bit_equal(place, undisturbed):
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_stop_saves_says_how_to_go_on_and_is_bit_equal(place, undisturbed, sent, code):
+    """SIGTERM is preemption, SIGINT is Ctrl-C. The run goes on by the command that the message gives."""
     # Checkpoints far apart: the one at the stop can only come from the signal.
-    process = start(place, "terminated", "TrainConfig.checkpoint_every=1000")
-    wait_for_step(process, place / "terminated", 7)
-    process.send_signal(signal.SIGTERM)
+    process = start(place, sent.name, "TrainConfig.checkpoint_every=1000")
+    wait_for_step(process, place / sent.name, 7)
+    process.send_signal(sent)
     out, _ = process.communicate(timeout=60)
-    assert process.returncode == 75, out
-    assert "SIGTERM: stopped after step" in out
-    (saved,) = (int(p.name) for p in (place / "terminated" / "checkpoints").iterdir())
-    assert saved == runs.metrics(place / "terminated")[-1]["step"] >= 7
-    again = runs.run(place / "terminated", place / "data", cache=place / "cache")
-    assert f"resuming at step {saved}" in again.stdout, again.stdout + again.stderr
-    assert_same_run(place / "terminated", undisturbed)
+    assert process.returncode == code, out
+    assert f"{sent.name}: stopped after step" in out
+    (saved,) = (int(p.name) for p in (place / sent.name / "checkpoints").iterdir())
+    assert saved == runs.metrics(place / sent.name)[-1]["step"] >= 7
+    told = shlex.split(out.partition("to go on:\n")[2])
+    assert told[:3] == ["python", "-m", "deltalm_jax.train"]
+    again = subprocess.run(
+        [sys.executable, *told[1:]], env=runs.environment(place / "cache"), cwd=place, check=True, capture_output=True,
+        text=True,
+    )  # fmt: skip
+    assert f"resuming at step {saved}" in again.stdout
+    assert_same_run(place / sent.name, undisturbed)
 
 
 def test_a_second_sigterm_does_not_end_the_last_save(place, undisturbed):

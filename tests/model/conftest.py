@@ -1,7 +1,8 @@
 """Golden files of the official model code as parameters of ours, and one small model that several tests share.
 
 The golden files hold numbers put out by microsoft/unilm's DeltaLM at 768a3c87 with fairseq 0.12.2 and torch 1.12.1,
-float32 on a CPU, dropout 0: a state dict, token ids, and what the model makes of them. Their ids are fairseq's.
+float32 on a CPU, dropout 0: a state dict, token ids, and what the model makes of them. `xlmr_tiny_hf.npz` holds the like
+of Hugging Face's `XLMRobertaModel` (transformers 5.23.0, torch 2.13.0). Ids in all of them are fairseq's.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ import jax
 import numpy as np
 import pytest
 
-from deltalm_jax.model.config import ModelConfig
+from deltalm_jax.model.config import DECODERS, NORM_PLACEMENTS, ModelConfig
 from deltalm_jax.model.deltalm import hidden_states, init_params
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
+# Our decoders with each place of the LayerNorms.
+VARIANTS = [(decoder, placement) for decoder in DECODERS for placement in NORM_PLACEMENTS]
 GOLDEN_NAMES = ("postnorm_lnemb", "postnorm_nolnemb", "prenorm_nolnemb")
 
 # fairseq's <s>, <pad>, </s>, <unk> are rows 0 to 3; ours are <pad>, <unk>, <s>, </s>. All other ids are equal.
@@ -150,10 +153,9 @@ def small_config() -> ModelConfig:
     )
 
 
-@pytest.fixture(scope="session")
-def small_params(small_config: ModelConfig) -> dict[str, Any]:
+def random_params(config: ModelConfig) -> dict[str, Any]:
     """Random parameters in which no bias, scale or padding row is trivial, so that leaving one out shows."""
-    shapes = jax.eval_shape(lambda: init_params(small_config, jax.random.key(0)))
+    shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
     random = np.random.default_rng(0)
 
     def values(path: Any, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
@@ -161,6 +163,12 @@ def small_params(small_config: ModelConfig) -> dict[str, Any]:
         return random.normal(mean, 0.2, leaf.shape).astype(np.float32)
 
     return jax.tree.map_with_path(values, shapes)
+
+
+@pytest.fixture(scope="session")
+def small_params(small_config: ModelConfig) -> dict[str, Any]:
+    """`random_params` of the small model."""
+    return random_params(small_config)
 
 
 @pytest.fixture(scope="session")

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from deltalm_jax.model.config import ModelConfig
+from deltalm_jax.model.decoder_layer import InterleavedLayer, VanillaLayer
 from deltalm_jax.model.deltalm import hidden_states
 from deltalm_jax.model.dropout import dropout, random_words, split_key
-from deltalm_jax.model.embedding import embed
+from deltalm_jax.model.embedding import embed, position_rows
 from deltalm_jax.model.encoder import EncoderLayer
 
 TOKENS = np.array([[2, 11, 12, 13, 3, 0, 0], [2, 14, 15, 16, 17, 18, 3]])
@@ -76,6 +78,7 @@ def test_the_mean_of_embeddings_is_kept(small_config, small_params):
                 side["position_embedding"],
                 None,
                 jnp.asarray(TOKENS),
+                position_rows(jnp.asarray(TOKENS)),
                 key,
                 "float32",
             )
@@ -87,20 +90,59 @@ def test_the_mean_of_embeddings_is_kept(small_config, small_params):
     assert (samples[:, 1] == 0).mean() == pytest.approx(0.1, abs=0.003)
 
 
-@pytest.mark.parametrize("silent", ["self_attention", "feed_forward"])
-def test_the_output_of_each_sub_layer_is_dropped(small_config, silent: str):
-    """With pre-normalisation and one sub-layer silenced, what a layer adds is the other's output, dropped out."""
-    config = dataclasses.replace(small_config, norm_placement="pre", dropout_rate=0.25)
-    layer = EncoderLayer(config, rngs=nnx.Rngs(params=0))
-    output = getattr(layer, silent).output
-    output.kernel[...] = jnp.zeros_like(output.kernel[...])
+def sublayers_alone(
+    config: ModelConfig, layer_class: type[nnx.Module], **rates: float
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """What each sub-layer adds to the residual stream without dropout and with it, the others being silenced.
+
+    That is so with pre-normalisation, where a layer adds the outputs of its sub-layers.
+    """
+    rates = {"dropout_rate": 0.0} | rates
+    graph, state = nnx.split(layer_class(dataclasses.replace(config, norm_placement="pre", **rates), rngs=nnx.Rngs(0)))
     hidden = jax.random.normal(jax.random.key(1), (8, 30, config.hidden_size))
     everyone = jnp.ones((1, 1, 1, 30), bool)
-    added = jax.jit(lambda key: layer(hidden, everyone, key) - hidden)
-    plain, dropped = np.asarray(added(None)), np.asarray(added(jax.random.key(2)))
-    gone = dropped == 0
-    assert gone.mean() == pytest.approx(0.25, abs=4.5 * np.sqrt(0.25 * 0.75 / gone.size))
-    np.testing.assert_allclose(dropped[~gone], plain[~gone] / 0.75, atol=1e-5)
+
+    @jax.jit
+    def added(state, key):
+        layer = nnx.merge(graph, state)
+        if layer_class is EncoderLayer:
+            return layer(hidden, everyone, key) - hidden
+        return layer(hidden, layer.cross_attention.keys_values(hidden), everyone, everyone, key)[0] - hidden
+
+    found = {}
+    for name in (name for name in state if not name.endswith("layer_norm")):
+        alone = jax.tree.map_with_path(
+            lambda path, leaf, name=name: leaf * (path[0].key == name or path[1].key != "output"), state
+        )
+        found[name] = np.asarray(added(alone, None)), np.asarray(added(alone, jax.random.key(2)))
+    assert len(found) == {EncoderLayer: 2, InterleavedLayer: 4, VanillaLayer: 3}[layer_class]
+    return found
+
+
+@pytest.mark.parametrize("layer_class", [EncoderLayer, InterleavedLayer, VanillaLayer])
+def test_the_output_of_each_sub_layer_is_dropped(small_config, layer_class: type[nnx.Module]):
+    """With pre-normalisation and all sub-layers but one silenced, what a layer adds is that one's output, dropped out.
+
+    And no two sub-layers are dropped out at the same places.
+    """
+    masks = []
+    for plain, dropped in sublayers_alone(small_config, layer_class, dropout_rate=0.25).values():
+        gone = dropped == 0
+        assert gone.mean() == pytest.approx(0.25, abs=4.5 * np.sqrt(0.25 * 0.75 / gone.size))
+        np.testing.assert_allclose(dropped[~gone], plain[~gone] / 0.75, atol=1e-5)
+        masks.append(gone)
+    for index, one in enumerate(masks):
+        for other in masks[:index]:
+            assert (one & other).mean() == pytest.approx(0.25**2, abs=0.015)
+
+
+@pytest.mark.parametrize("layer_class", [EncoderLayer, InterleavedLayer, VanillaLayer])
+@pytest.mark.parametrize("rate", ["attention_dropout_rate", "activation_dropout_rate"])
+def test_the_inside_of_each_sub_layer_is_dropped(small_config, layer_class: type[nnx.Module], rate: str):
+    """Attention weights by the one rate, activations by the other, and neither by the other's."""
+    for name, (plain, dropped) in sublayers_alone(small_config, layer_class, **{rate: 0.25}).items():
+        changed = np.abs(dropped - plain).max() > 0.01
+        assert changed == (("attention" in name) == (rate == "attention_dropout_rate")), name
 
 
 @pytest.mark.parametrize("rate", ["dropout_rate", "attention_dropout_rate", "activation_dropout_rate"])

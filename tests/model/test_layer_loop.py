@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from functools import partial
 
 import jax
@@ -12,10 +13,13 @@ import pytest
 from flax import nnx
 
 from deltalm_jax.model.attention import padding_mask
+from deltalm_jax.model.config import REMAT_POLICIES
 from deltalm_jax.model.deltalm import hidden_states, layer_states, logits
+from deltalm_jax.model.dropout import layer_keys
 from deltalm_jax.model.encoder import EncoderLayer
 from deltalm_jax.model.layer import scan_layers, stack_layers
 from deltalm_jax.model.linear import LayerNorm
+from tests.support.programs import matrix_product_operations
 
 SOURCE = np.array([[2, 11, 12, 13, 3, 0, 0], [2, 14, 15, 16, 17, 18, 3]])
 DECODER_INPUT = np.array([[3, 21, 22, 23, 24, 0], [3, 25, 26, 27, 28, 29]])
@@ -47,7 +51,11 @@ def plain(shallow):
     return loss_and_gradients(*shallow, key=jax.random.key(4))
 
 
-@pytest.mark.parametrize("options", [{"scan_unroll": 2}, {"remat": True}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{"scan_layers": False, "remat": "full"}, *({"remat": name} for name in REMAT_POLICIES if name != "none")],
+    ids=str,
+)
 def test_unrolled_and_recomputed_loops_are_equal(shallow, plain, options):
     """With dropout, whose masks must depend on a layer's number and not on the shape of the loop."""
     loss, gradients = plain
@@ -68,15 +76,15 @@ def test_the_loop_is_the_layers_one_after_the_other(small_config, small_params):
         np.testing.assert_allclose(hidden, states[index + 1], atol=1e-5)
 
 
-@pytest.mark.parametrize("unroll", [1, 2, 4])
-def test_each_layer_is_given_a_key_of_its_own(small_config, unroll: int):
-    config = dataclasses.replace(small_config, scan_unroll=unroll)
+@pytest.mark.parametrize("loop", [True, False])
+def test_each_layer_is_given_a_key_of_its_own(small_config, loop: bool):
+    config = dataclasses.replace(small_config, scan_layers=loop)
     layers = stack_layers(lambda config, rngs: LayerNorm(3), config, 4, nnx.Rngs(params=0))
 
     def draw(layer, hidden, key):
-        return jax.random.uniform(key, hidden.shape)
+        return hidden, jax.random.uniform(key, hidden.shape)
 
-    draws = np.asarray(scan_layers(config, layers, draw, jnp.zeros(5), jax.random.key(9), return_states=True)[1])
+    draws = np.asarray(scan_layers(config, layers, draw, jnp.zeros(5), layer_keys(jax.random.key(9), 4))[1])
     expected = [jax.random.uniform(jax.random.fold_in(jax.random.key(9), layer), 5) for layer in range(4)]
     np.testing.assert_array_equal(draws, expected)
     assert len({row.tobytes() for row in draws}) == 4
@@ -102,6 +110,59 @@ def test_compiled_size_does_not_grow_with_depth(small_config, small_params):
         return text.count("dot_general")
 
     assert operations(2) == operations(8) > 0
+
+
+@pytest.mark.parametrize("remat", ["none", "full"])
+@pytest.mark.parametrize("loop", [True, False])
+def test_only_a_scanned_stack_is_a_loop(small_config, small_params, loop: bool, remat: str):
+    """In the forward pass one loop each side, with gradients two; unrolled none, whatever the number of layers."""
+    config = dataclasses.replace(small_config, scan_layers=loop, remat=remat)
+
+    def loss(params):
+        return jnp.sum(hidden_states(config, params, SOURCE, DECODER_INPUT)[..., 3])
+
+    for function, loops in ((loss, 2), (jax.grad(loss), 4)):
+        text = jax.jit(function).lower(small_params).as_text()
+        assert text.count("stablehlo.while") == (loops if loop else 0)
+    # Without a barrier, an unrolled program's forward pass would be merged with its recomputation.
+    assert ("optimization_barrier" in text) == (remat != "none" and not loop)
+
+
+def test_remat_policies_keep_and_recompute_what_they_say(small_config, small_params):
+    """Recomputed products, counted in the program, are those worked out by hand; bytes kept grow where they shrink."""
+    batch, source, target, size, inner = 2, SOURCE.shape[1], DECODER_INPUT.shape[1], 24, 36
+    encoder_layers, decoder_layers = small_config.num_encoder_layers, small_config.num_decoder_layers
+    # Multiply-adds in each of the forward pass's products, over all layers.
+    tokens = batch * (encoder_layers * source + decoder_layers * 2 * target)
+    keys_and_values = batch * (encoder_layers * source + decoder_layers * (target + source)) * 2 * size**2
+    attention = batch * (encoder_layers * source**2 + decoder_layers * (target**2 + target * source)) * 2 * size
+    within_sublayers = keys_and_values + tokens * size**2 + attention + tokens * size * inner
+    out_of_sublayers = tokens * size**2 + tokens * inner * size
+    recomputed = {
+        "full": within_sublayers + out_of_sublayers,
+        "sublayer_outputs": within_sublayers,
+        "dots_with_no_batch_dims_saveable": attention,
+        "dots_saveable": 0,
+        "none": 0,
+    }
+    assert set(recomputed) == set(REMAT_POLICIES)
+
+    def operations_and_bytes_kept(remat: str) -> tuple[int, int]:
+        loss = partial(hidden_states, dataclasses.replace(small_config, remat=remat))
+        backward = jax.eval_shape(
+            lambda params: jax.vjp(lambda p: loss(p, SOURCE, DECODER_INPUT), params), small_params
+        )
+        kept = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(backward[1]))
+        gradient = jax.grad(lambda params: jnp.sum(loss(params, SOURCE, DECODER_INPUT)))
+        return matrix_product_operations(jax.make_jaxpr(gradient)(small_params).jaxpr), kept
+
+    found = {remat: operations_and_bytes_kept(remat) for remat in recomputed}
+    least = found["none"][0]
+    assert {remat: operations - least for remat, (operations, _) in found.items()} == {
+        remat: 2 * multiply_adds for remat, multiply_adds in recomputed.items()
+    }
+    kept = [found[remat][1] for remat in recomputed]
+    assert sorted(set(kept)) == kept, "each keeps more than the one before"
 
 
 def test_bfloat16_stays_near_float32(shallow, plain):

@@ -10,10 +10,13 @@ import pytest
 
 from deltalm_jax.fields import is_operational
 from deltalm_jax.model.config import (
+    DECODERS,
     EOS_ID,
     PAD_ID,
     PRESETS,
+    REMAT_POLICIES,
     ModelConfig,
+    decoder_layer_parameter_count,
     encoder_layer_parameter_count,
     parameter_count,
     resolve_compute_dtype,
@@ -30,10 +33,15 @@ def test_the_defaults_are_base():
 
 
 @pytest.mark.parametrize(
-    ("name", "total", "layer"), [("base", 362_981_376, 7_087_872), ("large", 861_777_920, 12_596_224)]
+    ("name", "total", "layer"),
+    [
+        ("base", 362_981_376, 7_087_872),
+        ("large", 861_777_920, 12_596_224),
+        ("large_from_xlmr", 861_777_920 + 2 * 2 * 1024, 12_596_224),
+    ],
 )
 def test_released_sizes(name: str, total: int, layer: int):
-    """Figures worked out from the official model code."""
+    """Figures worked out from the official model code, and a LayerNorm more on each side for a start from XLM-R."""
     config = PRESETS[name]
     assert parameter_count(config) == total
     assert encoder_layer_parameter_count(config) == layer
@@ -43,10 +51,12 @@ def test_released_sizes(name: str, total: int, layer: int):
     "config",
     [
         *PRESETS.values(),
+        dataclasses.replace(PRESETS["tiny"], decoder="vanilla"),
+        dataclasses.replace(PRESETS["base"], decoder="vanilla", norm_placement="pre"),
         dataclasses.replace(PRESETS["tiny"], norm_placement="pre"),
         dataclasses.replace(PRESETS["tiny"], norm_placement="pre", embedding_layer_norm=False, max_length=99),
     ],
-    ids=lambda config: f"{config.hidden_size}-{config.norm_placement}",
+    ids=lambda config: f"{config.hidden_size}-{config.decoder}-{config.norm_placement}",
 )
 def test_arithmetic_agrees_with_the_parameters_made(config: ModelConfig):
     params = shapes_of(config)
@@ -56,7 +66,9 @@ def test_arithmetic_agrees_with_the_parameters_made(config: ModelConfig):
         return sum(math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves(params[side]["layers"]))
 
     assert layer_size("encoder") == encoder_layer_parameter_count(config)
-    assert layer_size("decoder") == 2 * layer_size("encoder"), "an interleaved layer is two encoder layers"
+    assert layer_size("decoder") == decoder_layer_parameter_count(config)
+    if config.decoder == "interleaved":
+        assert layer_size("decoder") == 2 * layer_size("encoder"), "an interleaved layer is two encoder layers"
 
 
 @pytest.mark.parametrize(("name", "tensors"), [("base", 392), ("large", 772)])
@@ -87,7 +99,10 @@ def test_large_has_no_embedding_layer_norm_and_post_norm_no_final_one():
         ("norm_placement", None, TypeError),
         ("num_encoder_layers", 0, ValueError),
         ("max_length", -1, ValueError),
-        ("scan_unroll", 0, ValueError),
+        ("scan_layers", 1, TypeError),
+        ("remat", True, TypeError),
+        ("remat", "everything", ValueError),
+        ("decoder", "Vanilla", ValueError),
         ("num_heads", 7, ValueError),
         ("vocab_size", 3, ValueError),
         ("dropout_rate", 1.0, ValueError),
@@ -100,6 +115,21 @@ def test_large_has_no_embedding_layer_norm_and_post_norm_no_final_one():
 def test_a_mistake_is_named(field: str, value: object, error: type[Exception]):
     with pytest.raises(error, match=f"ModelConfig.{field} .*{value!r}|ModelConfig.{field} .*{value}"):
         dataclasses.replace(PRESETS["base"], **{field: value})
+
+
+@pytest.mark.parametrize(("field", "choices"), [("remat", REMAT_POLICIES), ("decoder", DECODERS)])
+def test_an_unknown_name_lists_the_known_ones(field: str, choices: tuple[str, ...]):
+    with pytest.raises(ValueError, match=", ".join(f"'{choice}'" for choice in choices)):
+        ModelConfig(**{field: "nothing"})
+    for choice in choices:
+        ModelConfig(**{field: choice})
+
+
+def test_a_vanilla_layer_of_base_by_hand():
+    """Two attentions of 4 · (768² + 768), one network of 2 · 768 · 3072 + 3072 + 768, three LayerNorms of 2 · 768."""
+    config = dataclasses.replace(PRESETS["base"], decoder="vanilla")
+    assert decoder_layer_parameter_count(config) == 4_724_736 + 4_722_432 + 4_608
+    assert parameter_count(PRESETS["base"]) - parameter_count(config) == 6 * (4_722_432 + 1_536)
 
 
 def test_an_int_is_a_float():
@@ -126,7 +156,7 @@ def test_compute_dtype(chosen: str, platform: str, expected: str):
 
 def test_only_how_it_is_computed_may_change_on_resume():
     operational = {field.name for field in dataclasses.fields(ModelConfig) if is_operational(field)}
-    assert operational == {"remat", "scan_unroll"}
+    assert operational == {"remat", "scan_layers"}
 
 
 def test_ids_are_the_vocabularys():

@@ -13,11 +13,11 @@ from flax import nnx
 
 from deltalm_jax.model.attention import padding_mask
 from deltalm_jax.model.config import EOS_ID, PAD_ID
-from deltalm_jax.model.decoder import InterleavedLayer
+from deltalm_jax.model.decoder_layer import InterleavedLayer
 from deltalm_jax.model.deltalm import apply_decoder, apply_encoder, hidden_states, shift_right
 from deltalm_jax.model.embedding import position_rows
 from deltalm_jax.model.encoder import EncoderLayer
-from tests.model.conftest import load_golden
+from tests.model.conftest import VARIANTS, load_golden, random_params
 
 SOURCE = np.array([[2, 11, 12, 13, 3, 0, 0], [2, 14, 15, 16, 17, 18, 3]])
 TARGET = np.array([[21, 22, 23, 24, 0, 0], [25, 26, 27, 28, 29, 3]])
@@ -29,14 +29,11 @@ def projection(size: int) -> jax.Array:
     return jax.random.normal(jax.random.key(3), (size,))
 
 
-@pytest.mark.parametrize("placement", ["post", "pre"])
-def test_decoder_is_causal(small_config, small_params, placement):
+@pytest.mark.parametrize(("decoder", "placement"), VARIANTS)
+def test_decoder_is_causal(small_config, decoder, placement):
     """Every position of row 1 has a token of its own, so the table's rows stand for positions."""
-    config, params = small_config, small_params
-    if placement == "pre":
-        config = dataclasses.replace(config, norm_placement="pre")
-        norm = small_params["encoder"]["embedding_layer_norm"]
-        params = small_params | {s: small_params[s] | {"final_layer_norm": norm} for s in ("encoder", "decoder")}
+    config = dataclasses.replace(small_config, decoder=decoder, norm_placement=placement)
+    params = random_params(config)
     encoded = jax.jit(partial(apply_encoder, config))(params, SOURCE)
 
     @jax.jit
@@ -168,5 +165,6 @@ def test_an_interleaved_layer_is_two_encoder_layers():
         }
         before, between, after = (golden.arrays[f"pad/encoder_state_{2 * index + n}"] for n in range(3))
         layer = nnx.merge(graph, jax.tree.map(jnp.asarray, parts))
-        ours = np.asarray(layer(jnp.asarray(before), jnp.asarray(between), mask, mask))
+        source_seen = layer.cross_attention.keys_values(jnp.asarray(between))
+        ours = np.asarray(layer(jnp.asarray(before), source_seen, mask, mask)[0])
         np.testing.assert_allclose(ours[source != PAD_ID], after[source != PAD_ID], atol=2e-5)

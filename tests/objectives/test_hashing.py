@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from deltalm_jax.objectives.hashing import hash_keys, mix, permute, string_key
+from deltalm_jax.objectives.hashing import hash_keys, mix, permute, random_words, string_key
 
 MASK = 2**64 - 1
 
@@ -23,6 +23,19 @@ def test_mix_equals_splitmix64_and_its_published_first_outputs():
     assert mix(np.array(words, np.uint64)).tolist() == [splitmix64(w) for w in words]
     # The generator seeded with 0 first gives this well-known word.
     assert int(mix(np.uint64(0))) == 0xE220A8397B1DCDAF
+
+
+def test_random_words_are_splitmix64s_sequence():
+    """Against the generator as published, one word after the other; and no matter how many are asked for."""
+    keys = np.array([0, 5, MASK], np.uint64)
+    words = random_words(keys, 6)
+    for key, row in zip(keys.tolist(), words.tolist(), strict=True):
+        state, expected = key, []
+        for _ in range(6):
+            expected.append(splitmix64(state))
+            state = (state + 0x9E3779B97F4A7C15) & MASK
+        assert row == expected
+    np.testing.assert_array_equal(random_words(keys, 3), words[:, :3])
 
 
 def test_hash_keys_depends_on_every_part_and_on_order():
@@ -63,6 +76,16 @@ def test_permute_takes_one_key_an_index():
     index = np.array([0, 0, 3, 3])
     together = permute(index, 10, keys)
     assert together.tolist() == [int(permute(np.array([i]), 10, int(k))[0]) for i, k in zip(index, keys, strict=True)]
+
+
+def test_permute_takes_one_size_an_index():
+    sizes = np.array([1, 2, 3, 10, 64, 65, 4097, 3_000_000_019])
+    index, keys = sizes - 1, np.arange(8, dtype=np.uint64)
+    together = permute(index, sizes, keys)
+    alone = [int(permute(np.array([i]), int(n), int(k))[0]) for i, n, k in zip(index, sizes, keys, strict=True)]
+    assert together.tolist() == alone
+    with pytest.raises(ValueError, match=r"\[0, 3\), found 3"):
+        permute(np.array([1, 3]), np.array([2, 3]), 0)
 
 
 def test_permute_of_a_huge_range_stays_inside_and_distinct():

@@ -13,6 +13,7 @@ import pytest
 from deltalm_jax.model.config import PRESETS
 from deltalm_jax.parallel.mesh import MeshConfig, initialize_processes, make_mesh
 from deltalm_jax.parallel.sharding import check_batch, parameter_spec, path_name, process_rows, put_batch
+from deltalm_jax.training.loss import LossConfig
 from deltalm_jax.training.optimizer import OptimizerConfig
 from deltalm_jax.training.step import abstract_state, batch_digest, initial_state, make_train_step
 
@@ -38,10 +39,15 @@ def make_batch() -> dict[str, dict[str, np.ndarray]]:
     return batch
 
 
+def loss_blocks(tokens: int, vocab_size: int) -> LossConfig:
+    return LossConfig(block_megabytes=tokens * vocab_size * 4 / 1e6 + 1e-9)
+
+
 def train(config: MeshConfig, devices=None, steps=2):
     mesh = make_mesh(config, devices)
     batch = put_batch(make_batch(), {"span_corruption": 8, "translation_span_corruption": 8}, mesh)
-    step = make_train_step(MODEL, OPTIMIZER, mesh, seed=0, compute_dtype="float32", loss_block_tokens=16)
+    loss = loss_blocks(16, MODEL.vocab_size)
+    step = make_train_step(MODEL, OPTIMIZER, loss, mesh, seed=0, compute_dtype="float32")
     state = initial_state(MODEL, OPTIMIZER, 0, mesh)
     with jax.set_mesh(mesh):
         for _ in range(steps):
@@ -80,7 +86,7 @@ def test_the_loss_blocks_talk_to_no_other_device(config):
     mesh = make_mesh(config)
     vocabulary = 1000  # no other size of this model
     model = dataclasses.replace(MODEL, vocab_size=vocabulary)
-    step = make_train_step(model, OPTIMIZER, mesh, seed=0, compute_dtype="float32", loss_block_tokens=2)
+    step = make_train_step(model, OPTIMIZER, loss_blocks(2, vocabulary), mesh, seed=0, compute_dtype="float32")
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), make_batch())
     with jax.set_mesh(mesh):
         text = step.lower(abstract_state(model, OPTIMIZER, mesh), batch).compile().as_text()
@@ -96,17 +102,19 @@ def test_the_loss_blocks_talk_to_no_other_device(config):
                     assert not sizes & set(re.findall(r"\d+", shape.partition("{")[0])), line
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "adafactor", "muon"])
 @pytest.mark.parametrize("preset", ["base", "large"])
-def test_nothing_large_is_whole_on_every_device(preset):
+def test_nothing_large_is_whole_on_every_device(preset, optimizer):
     """Under data parallelism every moment above 400 kB is split eight ways; under fsdp × tensor the parameters are too."""
+    options = dataclasses.replace(OPTIMIZER, name=optimizer, ema_decay=0.9)
     for config, parts in (
-        (MeshConfig(), ["optimizer"]),
-        (MeshConfig(data=1, fsdp=4, tensor=2), ["params", "optimizer"]),
+        (MeshConfig(), ["optimizer", "ema"]),
+        (MeshConfig(data=1, fsdp=4, tensor=2), ["params", "optimizer", "ema"]),
     ):
-        state = abstract_state(PRESETS[preset], OPTIMIZER, make_mesh(config))
+        state = abstract_state(PRESETS[preset], options, make_mesh(config))
         for part in parts:
             for path, leaf in jax.tree_util.tree_leaves_with_path(state[part]):
-                if math.prod(leaf.shape) < 100_000:
+                if math.prod(leaf.shape) < 100_000 or leaf.ndim < 2:  # a vector is never large
                     continue
                 shard = math.prod(leaf.sharding.shard_shape(leaf.shape))
                 assert shard * 4 <= math.prod(leaf.shape), f"{part}/{path_name(path)} is kept {leaf.sharding.spec}"
@@ -157,6 +165,8 @@ def test_batch_must_divide():
     with pytest.raises(ValueError, match=r"'span_corruption'\] is 12, which does not divide over data × fsdp = 8"):
         check_batch({"span_corruption": 12}, make_mesh(MeshConfig()))
     check_batch({"span_corruption": 12}, make_mesh(MeshConfig(data=4, tensor=2)))
+    with pytest.raises(ValueError, match="= 4 devices × 2 microbatches: use a multiple of 8"):
+        check_batch({"span_corruption": 12}, make_mesh(MeshConfig(data=4, tensor=2)), accumulation_steps=2)
 
 
 def test_rows_of_a_single_process_are_all_rows():

@@ -25,7 +25,7 @@ def chunk(task_number: int, chunk_number: int, length: int) -> np.ndarray:
 def write_toy_data(
     folder: Path,
     tasks: Mapping[str, tuple[str, int, int]],
-    chunk_length: int = 32,
+    chunk_length: int | Mapping[str, int] = 32,
     shards: int = 1,
     groups: Mapping[str, Mapping[str, str]] | None = None,
 ) -> PreparedData:
@@ -34,20 +34,23 @@ def write_toy_data(
     Args:
       folder: made new.
       tasks: name → (objective, training chunks, validation chunks).
-      chunk_length: ids in a chunk; every fifth chunk is shorter.
+      chunk_length: ids in a chunk, of all objectives or by objective; every fifth chunk is shorter.
       shards: files per split.
       groups: name → groups of languages it belongs to, by kind of group.
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     entries = {}
+    names = dict.fromkeys(objective for objective, _, _ in tasks.values())
+    lengths = {name: chunk_length if isinstance(chunk_length, int) else chunk_length[name] for name in names}
     for number, (name, (objective, train, validation)) in enumerate(tasks.items()):
         (folder / name).mkdir()
         splits = {}
+        length = lengths[objective]
         for split, count, offset in (("train", train, 0), ("validation", validation, 500)):
             if not count:
                 continue
-            chunks = [chunk(number, offset + i, chunk_length - 9 * (i % 5 == 4)) for i in range(count)]
+            chunks = [chunk(number, offset + i, length - 9 * (i % 5 == 4)) for i in range(count)]
             parts = [p for p in np.array_split(np.arange(count), shards) if len(p)]
             written = [
                 write_shard(
@@ -62,7 +65,7 @@ def write_toy_data(
                 "documents": count,
                 "tokens": tokens,
                 "chunks": count,
-                "padding": count * chunk_length - tokens,
+                "padding": count * length - tokens,
                 "dropped": {},
                 "shards": [{"file": s.file, "chunks": s.chunks, "bytes": s.bytes, "xxh3": s.xxh3} for s in written],
             }
@@ -72,7 +75,7 @@ def write_toy_data(
     shutil.copy(SAMPLE_VOCABULARY, folder / "vocabulary.model")
     manifest = {
         "mixture": "deltalm_pretrain",
-        "chunk_length": chunk_length,
+        "chunk_lengths": lengths,
         "vocabulary": Vocabulary.load(SAMPLE_VOCABULARY).describe(),
         "tasks": entries,
     }

@@ -178,15 +178,36 @@ def test_too_short_a_sequence_length_is_refused(some_languages: list[str]) -> No
         (
             "cc100_de",
             {"inputs": 460, "targets": 101},
-            r"\['inputs'\] is 460, but span_corruption .* inputs of up to 461",
+            r"\['inputs'\] is 460, but .* inputs of up to 461",
         ),
         ("cc100_de", {"inputs": 512, "targets": 100}, r"\['targets'\] is 100, .* up to 101"),
         ("ccaligned_de", {"inputs": 461, "targets": 114}, r"cc\w+_de: .*\['targets'\] is 114, .* up to 341"),
-        ("deltalm_pretrain", {"inputs": 461, "targets": 101}, r"is 101, but translation_span_corruption"),
+        ("deltalm_pretrain", {"inputs": 461, "targets": 101}, r"Task ccaligned_.* is 101, but"),
     ):
         with pytest.raises(ValueError, match=message):
             seqio.get_mixture_or_task(name).get_dataset(sequence_length=lengths, split="train", shuffle=False)
     assert examples("cc100_de", sequence_length={"inputs": 461, "targets": 101}) == examples("cc100_de")
+
+
+def test_sizing_and_sides_are_as_in_training(toy: Path, vocabulary: Vocabulary) -> None:
+    tasks.register(toy, vocabulary, chunk_length=CHUNK, sizing="t5")
+    # 64 inputs at 15 %: 70 raw tokens, 10 masked in 3 spans; at 50 %, 94 raw tokens, 47 in 16. Each closed by </s>.
+    for name, raw, lengths in (("cc100_de", 70, (64, 14)), ("ccaligned_de", 94, (64, 64))):
+        made = examples(name, sequence_length=dict(zip(("inputs", "targets"), lengths, strict=True)))
+        assert raw - 15 < max(len(rebuild(e, vocabulary)) - 2 for e in made) <= raw
+        assert name != "cc100_de" or (len(made[0]["inputs"]), len(made[0]["targets"])) == lengths
+        assert all(e["inputs"][-1] == e["targets"][-1] == EOS for e in made)
+        with pytest.raises(ValueError, match=rf"\['targets'\] is {lengths[1] - 1}, .* up to {lengths[1]}"):
+            examples(name, sequence_length={"inputs": lengths[0], "targets": lengths[1] - 1})
+
+    tasks.register(toy, vocabulary, chunk_length=CHUNK, mask_sides="one")
+    for example in examples("ccaligned_de"):
+        chunk = rebuild(example, vocabulary)
+        assert example["inputs"].count(EOS) == chunk.count(EOS), "no end of a side is masked"
+        assert len(example["targets"]) < 0.55 * len(chunk), "half of the tokens of half of the sides"
+    tasks.register(toy, vocabulary, mask_sides="one")
+    with pytest.raises(ValueError, match=r"Task ccaligned_de: chunks of 512 tokens need 127 sentinels, but .* has 100"):
+        examples("ccaligned_de")
 
 
 def test_rates_by_hand(toy: Path, vocabulary: Vocabulary) -> None:

@@ -3,36 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import pytest
-from jax.extend import core
 
 from deltalm_jax.model.config import PRESETS, ModelConfig
 from deltalm_jax.model.deltalm import hidden_states, init_params, logits, shift_right
-from deltalm_jax.training.flops import flops_per_step
+from deltalm_jax.training.flops import flops_per_step, throughput
+from tests.support.programs import matrix_product_operations
 
 CONFIG = ModelConfig(
     vocab_size=50, hidden_size=24, feed_forward_size=40, num_heads=3, num_encoder_layers=3, num_decoder_layers=2
 )
 BATCH, SOURCE, TARGET = 5, 11, 7
-
-
-def counted(jaxpr: Any) -> int:
-    """Operations of all matrix products in a program: 2 · size of the result · size contracted, times loop lengths."""
-    total = 0
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == "dot_general":
-            contracted, _ = equation.params["dimension_numbers"][0]
-            shape = equation.invars[0].aval.shape
-            total += 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(shape[axis] for axis in contracted)
-        times = equation.params["length"] if equation.primitive.name == "scan" else 1
-        inner = jax.tree.leaves(list(equation.params.values()))
-        total += times * sum(counted(value) for value in inner if isinstance(value, (core.Jaxpr, core.ClosedJaxpr)))
-    return total
 
 
 def programs(config: ModelConfig) -> tuple[int, int]:
@@ -44,19 +29,32 @@ def programs(config: ModelConfig) -> tuple[int, int]:
         return jnp.sum(jnp.square(logits(params, hidden_states(config, params, source, shift_right(target)))))
 
     forward, both = jax.make_jaxpr(loss)(params), jax.make_jaxpr(jax.value_and_grad(loss))(params)
-    return counted(forward), counted(both)
+    return matrix_product_operations(forward), matrix_product_operations(both)
 
 
-@pytest.mark.parametrize("unroll", [1, 3])
-def test_equals_a_count_over_the_program(unroll: int):
-    forward, both = programs(dataclasses.replace(CONFIG, scan_unroll=unroll))
-    flops = flops_per_step(CONFIG, {"group": (BATCH, SOURCE, TARGET)})
+@pytest.mark.parametrize("decoder", ["interleaved", "vanilla"])
+def test_equals_a_count_over_the_program(decoder: str):
+    config = dataclasses.replace(CONFIG, decoder=decoder)
+    forward, both = programs(config)
+    flops = flops_per_step(config, {"group": (BATCH, SOURCE, TARGET)})
     assert flops.total_full_attention == both == 3 * forward
+
+
+def test_a_vanilla_decoder_by_hand():
+    """It lacks one feed-forward network a layer: two products of 24 × 40 for each target token, and nothing else."""
+    interleaved, vanilla = (
+        flops_per_step(dataclasses.replace(CONFIG, decoder=kind), {"group": (BATCH, SOURCE, TARGET)})
+        for kind in ("interleaved", "vanilla")
+    )
+    layers, forward_and_backward, operations = 2, 3, 2
+    missing = layers * forward_and_backward * operations * (2 * 24 * 40) * BATCH * TARGET
+    assert interleaved.linear - vanilla.linear == missing == 806_400
+    assert dataclasses.replace(vanilla, linear=interleaved.linear) == interleaved
 
 
 def test_rematerialisation_is_not_counted():
     """It is work done twice: utilisation in hardware, not of the model."""
-    config = dataclasses.replace(CONFIG, remat=True)
+    config = dataclasses.replace(CONFIG, remat="full")
     assert programs(config)[1] > flops_per_step(config, {"group": (BATCH, SOURCE, TARGET)}).total_full_attention
 
 
@@ -85,3 +83,23 @@ def test_groups_add_up():
     both = flops_per_step(CONFIG, {"a": one, "b": other})
     assert both == flops_per_step(CONFIG, {"a": one}) + flops_per_step(CONFIG, {"b": other})
     assert flops_per_step(CONFIG, {"a": one}).total == 3 * flops_per_step(CONFIG, {"a": (1, 461, 101)}).total
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype", "peak"),
+    [
+        ("TPU v4", "bfloat16", 2 * 275e12),
+        ("TPU v4 lite", "bfloat16", 2 * 138e12),
+        ("TPU v5p", "bfloat16", 2 * 459e12),
+        ("TPU v5 lite", "bfloat16", 2 * 197e12),
+        ("NVIDIA H100 80GB HBM3", "bfloat16", 2 * 989.4e12),
+        ("NVIDIA H100 PCIe", "bfloat16", 2 * 756e12),
+        ("TPU v4", "float32", None),
+        ("cpu", "bfloat16", None),
+    ],
+)
+def test_mfu_is_of_the_known_peak_or_has_a_reason(kind, dtype, peak):
+    speed = throughput(1e12, kind, num_devices=2, compute_dtype=dtype)
+    assert speed.peak_flops == peak
+    assert bool(speed.reason) == (peak is None)
+    assert speed.mfu(0.5) == (None if peak is None else pytest.approx(2e12 / peak))

@@ -1,4 +1,4 @@
-"""`metrics.jsonl`: cut back on resume, whole lines only, and the numbers of a line."""
+"""What is written of each step: cut back on resume, whole lines only, the numbers of a line, and TensorBoard's copy."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ import json
 import numpy as np
 import pytest
 
-from deltalm_jax.training.metrics import MetricsFile, NonFiniteError, Reporter, evaluation_lines, metrics_line
+from deltalm_jax.training.flops import Throughput
+from deltalm_jax.training.metrics import MetricsFile, TensorBoardFile, metrics_line
+from deltalm_jax.training.reporting import NonFiniteError, Reporter, evaluation_lines
+
+UNKNOWN = Throughput(6e12, None, "no peak known for devices of kind 'abacus'")
 
 
 def step_metrics(loss: float = 2.0) -> dict[str, np.ndarray]:
@@ -18,12 +22,14 @@ def step_metrics(loss: float = 2.0) -> dict[str, np.ndarray]:
         "grad_norm": np.float32(1.5),
         "input_tokens": np.int32(60),
         "target_tokens": np.float32(40),
+        "padding_share": np.float32(0.125),
         "batch_digest": np.array([1, 2**32 - 1], np.uint32),
     }
 
 
 def test_a_line():
-    assert metrics_line(7, step_metrics(), seconds=2.0, waited=0.5) == {
+    line = metrics_line(7, step_metrics(), seconds=2.0, waited=0.5, throughput=Throughput(6e12, 12e12))
+    assert line == {
         "step": 7,
         "loss": 2.0,
         "loss/span_corruption": 3.0,
@@ -31,10 +37,18 @@ def test_a_line():
         "grad_norm": 1.5,
         "tokens_per_second": 50.0,
         "target_tokens_per_second": 20.0,
+        "padding_share": 0.125,
         "data_wait_fraction": 0.25,
         "step_seconds": 2.0,
+        "mfu": 0.25,
         "batch_digest": "00000001ffffffff",
     }
+
+
+def test_mfu_is_null_with_a_reason_where_the_peak_is_not_known():
+    line = metrics_line(7, step_metrics(), seconds=2.0, waited=0.5, throughput=UNKNOWN)
+    assert json.loads(json.dumps(line))["mfu"] is None
+    assert line["mfu_reason"] == "no peak known for devices of kind 'abacus'"
 
 
 def test_resuming_cuts_back_and_drops_half_a_line(tmp_path):
@@ -62,8 +76,43 @@ def test_every_line_is_json_that_any_reader_takes(tmp_path):
     assert json.loads(line, parse_constant=refuse) == {"step": 1, "loss": "nan", "grad_norm": "inf"}
 
 
+def make_reporter(folder, start=0, speaks=True, tensorboard=True):
+    return Reporter(folder, start, 3, log_every=1, tensorboard=tensorboard, throughput=UNKNOWN, speaks=speaks)
+
+
+def read_tensorboard(folder) -> dict[str, dict[int, float]]:
+    """What TensorBoard would show: name → step → value, read by TensorFlow from the event files in order of time."""
+    import tensorflow as tf
+
+    found: dict[str, dict[int, float]] = {}
+    for path in sorted((folder / "tensorboard").iterdir(), key=lambda p: p.stat().st_mtime_ns):
+        for event in tf.compat.v1.train.summary_iterator(str(path)):
+            if event.HasField("session_log"):  # a purge: what came before of this step and later ones is void
+                found = {n: {s: v for s, v in steps.items() if s < event.step} for n, steps in found.items()}
+            for value in event.summary.value:
+                found.setdefault(value.tag, {})[event.step] = value.simple_value
+    return found
+
+
+def test_tensorboard_gets_the_numbers_and_forgets_what_a_resumed_run_does_again(tmp_path):
+    first = TensorBoardFile(tmp_path / "tensorboard", 0)
+    for step in (1, 2, 3):
+        first.write({"step": step, "loss": float(step), "mfu": None, "batch_digest": "00ff"})
+    first.close()
+    second = TensorBoardFile(tmp_path / "tensorboard", 1)
+    second.write({"step": 2, "loss": 20.0})
+    second.close()
+    assert read_tensorboard(tmp_path) == {"loss": {1: 1.0, 2: 20.0}}
+
+
+@pytest.mark.parametrize("tensorboard", [True, False])
+def test_tensorboard_can_be_left_out(tmp_path, tensorboard):
+    make_reporter(tmp_path, tensorboard=tensorboard).close()
+    assert (tmp_path / "tensorboard").exists() == tensorboard
+
+
 def test_a_step_is_reported_one_step_late_and_flushed_with_its_validation(tmp_path, capsys):
-    reporter = Reporter(tmp_path, 0, 3, log_every=1, speaks=True)
+    reporter = make_reporter(tmp_path)
 
     def written() -> list[int]:
         return [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -81,7 +130,7 @@ def test_a_step_is_reported_one_step_late_and_flushed_with_its_validation(tmp_pa
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_divergence_is_written_then_raised(tmp_path, bad):
-    reporter = Reporter(tmp_path, 0, 3, log_every=1, speaks=True)
+    reporter = make_reporter(tmp_path)
     reporter.step(1, step_metrics(bad), 0.0)
     with pytest.raises(NonFiniteError, match="step 1: loss"):
         reporter.flush({})
@@ -89,7 +138,7 @@ def test_divergence_is_written_then_raised(tmp_path, bad):
 
 
 def test_other_processes_are_silent(tmp_path, capsys):
-    reporter = Reporter(tmp_path, 0, 3, log_every=1, speaks=False)
+    reporter = make_reporter(tmp_path, speaks=False)
     reporter.step(1, step_metrics(), 0.0)
     reporter.flush({})
     reporter.close()
@@ -100,5 +149,9 @@ def test_other_processes_are_silent(tmp_path, capsys):
 @pytest.mark.parametrize(("text_loss", "words"), [(6.0, "25.0% below it"), (10.0, "25.0% above it")])
 def test_a_validation_reads_well(text_loss, words):
     evaluation = {"eval/a/loss": 5.0, "eval/a/text_loss": text_loss, "eval/a/unigram_loss": 8.0}
-    (line,) = evaluation_lines(evaluation)
-    assert line == f"validation a: loss 5.000; on text {text_loss:.3f} nats, unigram predictor 8.000 ({words})"
+    evaluation |= {"eval/a/script/Cyrl/loss": 1.0, "eval/a/script/Cyrl/text_loss": 6.125, "epochs/cc100_a": 3.0}
+    evaluation |= {"eval/a/resource_level/low/text_loss": 7.0, "eval/a/script/Latn/text_loss": 5.5}
+    first, *groups = evaluation_lines(evaluation, by_group=True)
+    assert first == f"validation a: loss 5.000; on text {text_loss:.3f} nats, unigram predictor 8.000 ({words})"
+    assert groups == ["  on text by script: Cyrl 6.12, Latn 5.50", "  on text by resource level: low 7.00"]
+    assert evaluation_lines(evaluation, by_group=False) == [first]

@@ -8,7 +8,17 @@ import numpy as np
 import optax
 import pytest
 
-from deltalm_jax.training.optimizer import OptimizerConfig, decay_mask, learning_rate, make_optimizer
+from deltalm_jax.model.config import PRESETS
+from deltalm_jax.model.deltalm import init_params
+from deltalm_jax.parallel.sharding import path_name
+from deltalm_jax.training.optimizer import (
+    OptimizerConfig,
+    OptimizerError,
+    decay_mask,
+    learning_rate,
+    learning_rate_factors,
+    make_optimizer,
+)
 
 CONFIG = OptimizerConfig(learning_rate=1e-2, warmup_steps=4, decay_steps=12, weight_decay=0.1, gradient_clip_norm=1.0)
 
@@ -60,14 +70,108 @@ def test_updates_equal_adam_written_out():
         np.testing.assert_allclose(current["layer"][name], value, rtol=1e-5, atol=1e-6)
 
 
-def test_decay_mask_on_the_real_tree():
-    from deltalm_jax.model.config import PRESETS
-    from deltalm_jax.model.deltalm import init_params
+@pytest.fixture(scope="module")
+def tiny_shapes():
+    """The parameters of the tiny model (4 encoder and 2 decoder layers), as shapes."""
+    return jax.eval_shape(lambda: init_params(PRESETS["tiny"], jax.random.key(0)))
 
-    params = jax.eval_shape(lambda: init_params(PRESETS["tiny"], jax.random.key(0)))
-    mask = jax.tree_util.tree_leaves_with_path(decay_mask(params))
-    decayed = {jax.tree_util.keystr(p, simple=True, separator="/").rpartition("/")[2] for p, on in mask if on}
+
+def test_decay_mask_on_the_real_tree(tiny_shapes):
+    mask = jax.tree_util.tree_leaves_with_path(decay_mask(tiny_shapes))
+    decayed = {path_name(p).rpartition("/")[2] for p, on in mask if on}
     assert decayed == {"kernel", "token_embedding", "position_embedding"}
+
+
+def model_like(seed=0):
+    """A tree with the paths and axes that matter: stacked matrices, a bias, a table."""
+    rng = np.random.default_rng(seed)
+
+    def normal(*shape):
+        return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+    return {
+        "token_embedding": normal(9, 6),
+        "encoder": {"layers": {"query": {"kernel": normal(3, 6, 5), "bias": normal(3, 5)}}},
+        "decoder": {"layers": {"query": {"kernel": normal(2, 6, 5), "bias": normal(2, 5)}}},
+    }
+
+
+def one_update(**options):
+    """(updates, gradients, parameters) of the first step, the learning rate being 0.5 and nothing clipped."""
+    config = OptimizerConfig(learning_rate=1.0, warmup_steps=2, decay_steps=9, gradient_clip_norm=0.0, **options)
+    params, gradients = model_like(0), model_like(1)
+    optimizer = make_optimizer(config)
+    return optimizer.update(gradients, optimizer.init(params), params)[0], gradients, params
+
+
+def test_adafactor_is_optax_own():
+    """`optax.adafactor` as a whole, by its own schedule and decay, over two steps; large enough to be factored."""
+    rng = np.random.default_rng(0)
+    params = {"layers": {"kernel": jnp.asarray(rng.normal(size=(2, 130, 140)), jnp.float32)}}
+    gradients = [jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32), params) for _ in range(2)]
+    config = OptimizerConfig(
+        "adafactor", 0.5, warmup_steps=0, decay_steps=10**9, weight_decay=0.0, gradient_clip_norm=0.0
+    )
+    ours, theirs = make_optimizer(config), optax.adafactor(0.5, momentum=None)
+    states = [ours.init(params), theirs.init(params)]
+    moments = sum(x.size for x in jax.tree.leaves(states[0]) if x.ndim)
+    assert moments < params["layers"]["kernel"].size / 10, "the second moment is factored"
+    for gradient in gradients:
+        mine, states[0] = ours.update(gradient, states[0], params)
+        wanted, states[1] = theirs.update(gradient, states[1], params)
+        np.testing.assert_allclose(mine["layers"]["kernel"], wanted["layers"]["kernel"], rtol=1e-5)
+
+
+def test_muon_orthogonalises_each_layers_matrix_and_leaves_the_rest_to_adam():
+    updates, gradients, _ = one_update(name="muon", weight_decay=0.0)
+    adam, _, _ = one_update(name="adam", weight_decay=0.0)
+    for side, layers in (("encoder", 3), ("decoder", 2)):
+        for layer in range(layers):
+            update = -np.asarray(updates[side]["layers"]["query"]["kernel"][layer]) / 0.5
+            gradient = np.asarray(gradients[side]["layers"]["query"]["kernel"][layer])
+            left, _, right = np.linalg.svd(gradient, full_matrices=False)
+            # The first momentum is along the gradient. Newton–Schulz brings singular values near 1; then the RMS is set.
+            values = np.diag(left.T @ update @ right.T) / (0.2 * np.sqrt(6))
+            assert (values > 0.6).all(), values
+            assert (values < 1.3).all(), values
+    for path, update in jax.tree_util.tree_leaves_with_path(updates):
+        if "kernel" not in path_name(path):
+            wanted = adam
+            for key in path:
+                wanted = wanted[key.key]
+            np.testing.assert_array_equal(update, wanted)
+
+
+def test_factors_scale_the_whole_update_and_freeze():
+    plain, _, _ = one_update(weight_decay=0.1)
+    scaled, _, _ = one_update(weight_decay=0.1, learning_rate_factors={"^encoder": 0.0, "bias": 3.0})
+    assert not any(x.any() for x in jax.tree.leaves(scaled["encoder"])), (
+        "frozen, weight decay too; the first fit counts"
+    )
+    np.testing.assert_allclose(
+        scaled["decoder"]["layers"]["query"]["bias"], 3 * plain["decoder"]["layers"]["query"]["bias"]
+    )
+    np.testing.assert_array_equal(scaled["token_embedding"], plain["token_embedding"])
+
+
+def test_layer_decay_by_hand(tiny_shapes):
+    factors = learning_rate_factors(OptimizerConfig(layer_decay=0.5), tiny_shapes)
+    by_name = {path_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(factors)}
+    kernel = by_name["encoder/layers/self_attention/query/kernel"]
+    assert kernel.shape == (4, 1, 1)
+    assert kernel.ravel().tolist() == [0.125, 0.25, 0.5, 1.0]
+    assert by_name["decoder/layers/cross_attention/output/bias"].ravel().tolist() == [0.5, 1.0]
+    assert by_name["token_embedding"] == by_name["encoder/position_embedding"] == 0.5**4
+    assert by_name["decoder/embedding_layer_norm/scale"] == 0.5**2
+    updates, _, _ = one_update(layer_decay=0.5)
+    plain, _, _ = one_update()
+    ratio = updates["encoder"]["layers"]["query"]["kernel"] / plain["encoder"]["layers"]["query"]["kernel"]
+    np.testing.assert_allclose(ratio, np.array([0.25, 0.5, 1.0])[:, None, None] * np.ones((3, 6, 5)), rtol=1e-6)
+
+
+def test_a_pattern_that_fits_nothing_is_named(tiny_shapes):
+    with pytest.raises(OptimizerError, match=r"'encodr' is found in no parameter's path. Paths are such as decoder/"):
+        learning_rate_factors(OptimizerConfig(learning_rate_factors={"encodr": 0.1, "encoder": 0.2}), tiny_shapes)
 
 
 @pytest.mark.parametrize(
@@ -77,6 +181,11 @@ def test_decay_mask_on_the_real_tree():
         ({"decay_steps": 10_000}, "must lie after warmup_steps"),
         ({"beta1": 1.0}, r"must lie in \[0, 1\)"),
         ({"weight_decay": -0.1}, "must not be negative"),
+        ({"name": "adm"}, "must be one of adam, adafactor, muon, found 'adm'"),
+        ({"layer_decay": 0.0}, r"layer_decay must lie in \(0, 1\], found 0.0"),
+        ({"ema_decay": 1.0}, r"ema_decay must lie in \[0, 1\)"),
+        ({"learning_rate_factors": {"(": 1.0}}, r"learning_rate_factors\['\('\] is no regular expression"),
+        ({"learning_rate_factors": {"bias": -1.0}}, "must not be negative"),
     ],
 )
 def test_senseless_values_are_refused(arguments, message):

@@ -1,0 +1,9 @@
+"""Measurements behind what the project says of its speed: each a command that prints its figures beside its peers'.
+
+    python -m benchmarks.corruption [--json]
+    python -m benchmarks.stream [--json]
+    python -m benchmarks.loss [--json]
+    python -m benchmarks.verify
+
+Run them from the repository's root; they are no part of the installed package.
+"""

@@ -1,0 +1,40 @@
+"""A trace of some steps on request, for TensorBoard's profile plugin or Perfetto."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import jax
+
+
+class Profiler:
+    """Records steps `first` to `last` of a run with `jax.profiler`; does nothing without them. Close it in the end.
+
+    Args:
+      steps: (first, last), counted from 1 as everywhere; None for no trace.
+      folder: where the trace goes.
+    """
+
+    def __init__(self, steps: tuple[int, int] | None, folder: pathlib.Path):
+        self._steps, self._folder, self._running = steps, folder, False
+
+    def before(self, step: int) -> None:
+        """Call before a step begins."""
+        if self._steps and step == self._steps[0]:
+            jax.profiler.start_trace(str(self._folder))
+            self._running = True
+
+    def after(self, step: int, results: Any) -> str | None:
+        """Call once a step is under way; at the last one, waits for it, ends the trace and returns where it is."""
+        if not (self._running and self._steps and step == self._steps[1]):
+            return None
+        jax.block_until_ready(results)
+        self.close()
+        return f"steps {self._steps[0]} to {self._steps[1]} are recorded in {self._folder}"
+
+    def close(self) -> None:
+        """Ends a trace that is still running."""
+        if self._running:
+            self._running = False
+            jax.profiler.stop_trace()

@@ -1,0 +1,64 @@
+"""What a run leaves on record of itself: its identity in every checkpoint, its configuration and its data in the open."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import platform
+from importlib.metadata import version
+from typing import Any
+
+from deltalm_jax.data.chunks import PreparedData
+from deltalm_jax.data.stream import Stream
+from deltalm_jax.training.checkpoint import CheckpointError, write_atomically
+from deltalm_jax.training.config import Config
+
+
+def describe(config: Config, prepared: PreparedData, compute_dtype: str) -> dict[str, Any]:
+    """What a checkpoint's record says of its run: identity (must not change on resume), vocabulary, versions."""
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    return {
+        "identity": config.identity() | {"data": prepared.manifest["digest"], "compute_dtype": compute_dtype},
+        "vocabulary": prepared.manifest["vocabulary"]["fingerprint"],
+        "versions": {name: version(name) for name in packages} | {"python": platform.python_version()},
+    }
+
+
+def check_identity(saved: dict[str, Any], wanted: dict[str, Any], run_dir: pathlib.Path) -> None:
+    """Raises CheckpointError with the differences if a run would go on as another run."""
+    wanted = json.loads(json.dumps(wanted))
+    differences = [
+        f"  {key}: {saved.get(key)!r} in the checkpoint, {wanted.get(key)!r} now"
+        for key in sorted(saved.keys() | wanted.keys())
+        if saved.get(key) != wanted.get(key)
+    ]
+    if differences:
+        raise CheckpointError(
+            f"the run in {run_dir} was started with another configuration; going on would make it a different run:\n"
+            + "\n".join(differences)
+            + "\nPut the values back, or start a new run with another --run_dir."
+        )
+
+
+def write_record(config: Config, stream: Stream, run_dir: pathlib.Path) -> None:
+    """Writes `config.json` (every value and where it came from) and `data.json` (each task's share and epochs).
+
+    In `data.json`, `rate` is the task's share of its objective's examples, and `epochs` how often each of its chunks will
+    have been seen after `TrainConfig.steps` steps.
+    """
+    content = {"values": config.values(), "origins": config.origins}
+    write_atomically(run_dir / "config.json", json.dumps(content, indent=1) + "\n")
+    epochs = stream.epochs(config.train.steps)
+    tasks = {
+        task: {"objective": objective, "rate": rate, "epochs": epochs[task]}
+        for objective, rates in stream.rates().items()
+        for task, rate in rates.items()
+    }
+    write_atomically(run_dir / "data.json", json.dumps(tasks, indent=1) + "\n")
+
+
+def epochs_line(epochs: dict[str, float], steps: int) -> str:
+    """One line on how often the largest and the smallest tasks will be seen, from `Stream.epochs(steps)`."""
+    ranked = sorted(epochs.items(), key=lambda item: item[1])
+    shown = ranked if len(ranked) <= 4 else [*ranked[:2], *ranked[-2:]]
+    return f"epochs in {steps:,} steps, fewest and most: " + ", ".join(f"{task} {n:.3g}" for task, n in shown)

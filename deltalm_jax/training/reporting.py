@@ -1,0 +1,193 @@
+"""What a run says of itself while it runs: each step's numbers to the files, progress to the screen."""
+
+from __future__ import annotations
+
+import pathlib
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from deltalm_jax.errors import UserError
+from deltalm_jax.training.flops import Throughput
+from deltalm_jax.training.metrics import MetricsFile, TensorBoardFile, metrics_line
+
+
+class NonFiniteError(UserError, RuntimeError):
+    """The loss or the gradient is not a finite number any more."""
+
+
+class Reporter:
+    """Turns a step's metrics into a line of `metrics.jsonl` and of progress, one step late.
+
+    Args:
+      run_dir: where the files go.
+      start: steps done already.
+      stop: last step of this run.
+      log_every: steps between lines of progress where there is no terminal.
+      tensorboard: whether TensorBoard gets the lines too.
+      throughput: what MFU is measured by.
+      speaks: whether this process writes and prints (one of several does).
+    """
+
+    def __init__(
+        self,
+        run_dir: pathlib.Path,
+        start: int,
+        stop: int,
+        *,
+        log_every: int,
+        tensorboard: bool,
+        throughput: Throughput,
+        speaks: bool,
+    ):
+        self._run_dir, self._throughput = run_dir, throughput
+        self._files: list[MetricsFile | TensorBoardFile] = []
+        if speaks:
+            self._files.append(MetricsFile(run_dir / "metrics.jsonl", start))
+        if speaks and tensorboard:
+            self._files.append(TensorBoardFile(run_dir / "tensorboard", start))
+        self._display = Display(stop, start, log_every, quiet=not speaks)
+        self._pending: tuple[int, Any, float, float] | None = None
+        self._tick = time.perf_counter()
+
+    def step(self, step: int, metrics: Any, waited: float) -> None:
+        """Takes a step's metrics, still on the devices, and reports those of the step before.
+
+        Args:
+          step: updates done.
+          metrics: from the train step.
+          waited: seconds the step waited for its batch.
+
+        Raises:
+          NonFiniteError: the step before diverged.
+        """
+        self._report({})
+        now = time.perf_counter()
+        self._pending, self._tick = (step, metrics, now - self._tick, waited), now
+
+    def flush(self, more: dict[str, float], by_group: bool = False) -> None:
+        """Reports the last step now, with what else there is to say of it: a validation, shown by groups if asked."""
+        self._report(more)
+        for text in evaluation_lines(more, by_group):
+            self.say(text)
+
+    def restart_clock(self) -> None:
+        """What was done since the last step (validation, saving) is not billed to the next."""
+        self._tick = time.perf_counter()
+
+    def say(self, text: str) -> None:
+        """One line of text."""
+        self._display.say(text)
+
+    def close(self) -> None:
+        """Takes the bar off the screen and closes the files."""
+        self._display.close()
+        for file in self._files:
+            file.close()
+
+    def _report(self, more: dict[str, float]) -> None:
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return
+        step, metrics, seconds, waited = pending
+        line = metrics_line(step, jax.device_get(metrics), seconds, waited, self._throughput) | more
+        for file in self._files:
+            file.write(line)
+        self._display.step(line)
+        if not np.isfinite([line["loss"], line["grad_norm"]]).all():
+            raise NonFiniteError(
+                f"step {step}: loss {line['loss']}, gradient norm {line['grad_norm']}. Nothing was saved after it. Lower "
+                "OptimizerConfig.learning_rate or lengthen warmup_steps, and go on from the last checkpoint in "
+                f"{self._run_dir}"
+            )
+
+
+class Display:
+    """A live bar on a terminal; elsewhere a line every `log_every` steps.
+
+    Args:
+      steps: last step of this run.
+      start: steps done already.
+      log_every: steps between lines where there is no terminal.
+      quiet: say nothing (all processes but the first).
+    """
+
+    def __init__(self, steps: int, start: int, log_every: int, quiet: bool = False):
+        self._console = Console(quiet=quiet, highlight=False, soft_wrap=True)
+        self._steps, self._start, self._log_every = steps, start, log_every
+        self._began: tuple[float, int] | None = None  # when the first step was done, and which it was
+        self._live = self._console.is_terminal and not quiet
+        self._progress = Progress(
+            TextColumn("[bold]step"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=20),
+            TextColumn("{task.fields[text]}"),
+            TimeElapsedColumn(),
+            console=self._console,
+            refresh_per_second=4,
+        )
+        self._task = self._progress.add_task("train", total=steps, completed=start, text="compiling the step …")
+        if self._live:
+            self._progress.start()
+
+    def say(self, text: str) -> None:
+        """One line of text, above the bar if there is one."""
+        self._console.print(text, markup=False)
+
+    def step(self, line: dict[str, Any]) -> None:
+        """Shows one line of metrics."""
+        now, step = time.monotonic(), line["step"]
+        # The first step carries the compilation: not a basis for the time left.
+        self._began = self._began or (now, step)
+        began_at, began_step = self._began
+        rate = (now - began_at) / (step - began_step) if step > began_step else None
+        left = f"{_duration(rate * (self._steps - step))} left" if rate is not None else "…"
+        mfu = "" if line["mfu"] is None else f"MFU {line['mfu']:.1%}  "
+        text = (
+            f"loss {line['loss']:.3f}  {line['tokens_per_second']:,.0f} tokens/s  {mfu}"
+            f"waiting for data {line['data_wait_fraction']:.0%}  {left}"
+        )
+        if self._live:
+            self._progress.update(self._task, completed=step, text=text)
+        elif step % self._log_every == 0 or step in (self._start + 1, self._steps):
+            self.say(f"step {step:>6,}/{self._steps:,}  {text}")
+
+    def close(self) -> None:
+        if self._live:
+            self._progress.stop()
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days} d {hours} h"
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def evaluation_lines(evaluation: dict[str, float], by_group: bool) -> list[str]:
+    """Readable lines for what an `Evaluator` returned: one an objective, and one for each way of grouping languages."""
+    lines = []
+    for key in evaluation:
+        if not (key.startswith("eval/") and key.endswith("/unigram_loss")):
+            continue
+        prefix = key.removesuffix("/unigram_loss")
+        text, unigram = evaluation[f"{prefix}/text_loss"], evaluation[key]
+        gain = 1 - text / unigram
+        lines.append(
+            f"validation {prefix.removeprefix('eval/')}: loss {evaluation[f'{prefix}/loss']:.3f}; on text {text:.3f} nats, "
+            f"unigram predictor {unigram:.3f} ({abs(gain):.1%} {'below' if gain >= 0 else 'above'} it)"
+        )
+        groups: dict[str, list[str]] = {}
+        for other, value in evaluation.items():
+            if other.startswith(f"{prefix}/") and other.count("/") == 4 and other.endswith("/text_loss"):
+                kind, name = other.split("/")[2:4]
+                groups.setdefault(kind, []).append(f"{name} {value:.2f}")
+        if by_group:
+            lines += [f"  on text by {kind.replace('_', ' ')}: {', '.join(values)}" for kind, values in groups.items()]
+    return lines
