@@ -90,7 +90,7 @@ def register(
         vocabulary = SAMPLE
         if data_dir is not None:
             logging.warning("No vocabulary given for %s: using the shipped sample's, of 8,000 pieces.", data_dir)
-    vocabulary = _load(vocabulary)
+    vocabulary = _load_vocabulary(vocabulary)
     tokens = _token_counts(files, data_dir, prepared)
     exponents = {
         "span_corruption": sampling_exponent,
@@ -164,7 +164,7 @@ def add_task(
     """
     if objective not in UNITS:
         raise ValueError(f"task {name}: unknown objective {objective!r}; known: {', '.join(UNITS)}")
-    vocabulary = _load(vocabulary)
+    vocabulary = _load_vocabulary(vocabulary)
     if groups is None:
         groups = _groups_of(language, load_languages())
     feature = seqio.Feature(vocabulary.as_seqio(), add_eos=False, dtype=tf.int32)
@@ -201,7 +201,7 @@ def _groups_of(language: str, table: Mapping[str, Language]) -> dict[str, str]:
     return table[language].groups if language in table else {}
 
 
-def _load(vocabulary: Vocabulary | str | Path) -> Vocabulary:
+def _load_vocabulary(vocabulary: Vocabulary | str | Path) -> Vocabulary:
     if isinstance(vocabulary, Vocabulary):
         return vocabulary
     return Vocabulary.load(SAMPLE_DIR / "vocabulary.model" if vocabulary == SAMPLE else vocabulary)

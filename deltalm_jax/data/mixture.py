@@ -149,11 +149,13 @@ def inputs_of(name: str, registration: Registration) -> list[TextSource]:
       registration: what has registered it.
 
     Raises:
-      MixtureError: nothing of that name is registered; or a Task that does not know its text, or has another vocabulary.
+      MixtureError: nothing of that name is registered; or a Task that does not know its text, or has another vocabulary or
+        corpora from another folder than `registration` says.
       CorpusError: a Task of one's own without training text in the fields that are needed.
     """
     import seqio
 
+    from tasks.corpora import SAMPLE_DIR
     from tasks.pretraining import corpus_of
     from tasks.text import PretrainingTask
 
@@ -179,6 +181,12 @@ def inputs_of(name: str, registration: Registration) -> list[TextSource]:
         _check_vocabulary(task, registration.vocabulary)
         if corpus := corpus_of(task):
             file, reader = corpus.file, corpus.corpus.read
+            folder = registration.options.get("data_dir") or SAMPLE_DIR
+            if not file.train.absolute().is_relative_to(os.path.abspath(folder)):
+                raise MixtureError(
+                    f"task {task.name} reads {file.train}, which is not in {folder}: {registration.task_module} registers "
+                    "another folder's corpora. Leave tasks.register out of it, or name that folder with --data_dir."
+                )
             inputs.append(
                 Input(task.name, task.objective, task.language, reader, file.train, file.validation, task.groups)
             )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import pickle
 import re
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -26,6 +28,7 @@ from deltalm_jax.data.preparation import prepare as prepare_inputs
 from deltalm_jax.data.vocabulary import Vocabulary
 from tasks.corpora import SAMPLE_DIR, CorpusError
 from tasks.text import PretrainingTask, to_item
+from tests.support import runs
 from tests.support.toy_data import write_toy_data
 
 MODEL = SAMPLE_DIR / "vocabulary.model"
@@ -44,10 +47,10 @@ def registries() -> Iterator[None]:
     """What a test registers is gone after it."""
     kept = {registry: set(registry.names()) for registry in (seqio.TaskRegistry, seqio.MixtureRegistry)}
     yield
+    tasks.register()
     for registry, names in kept.items():
         for name in set(registry.names()) - names:
             registry.remove(name)
-    tasks.register()
 
 
 def source(**splits: Rows) -> seqio.FunctionDataSource:
@@ -176,16 +179,21 @@ def test_the_same_texts_are_prepared_once(vocabulary: Vocabulary, tmp_path: Path
 
 
 def test_a_client_of_seqio_gets_inputs_and_targets(vocabulary: Vocabulary) -> None:
-    add("own_documents", source(train=documents([" First.\t\n\n\nSecond. "])), chunk_length=32)
-    (example,) = seqio.get_mixture_or_task("own_documents").get_dataset(None, "train").as_numpy_iterator()
-    spans: dict[int, list[int]] = {}
-    for token in example["targets"].tolist():
-        if token >= vocabulary.sentinel_start:
-            spans[token] = current = []
-        else:
-            current.append(token)
-    whole = [t for token in example["inputs"].tolist() for t in spans.get(token, [token])]
-    assert vocabulary.decode(whole) == "<s> First.</s> Second.</s>"
+    text = " First.\t\n\n\nSecond, and much longer than a chunk of these few tokens may be. "
+    add("own_documents", source(train=documents([text])), chunk_length=12)
+    task = seqio.get_mixture_or_task("own_documents")
+    chunks: list[list[int]] = []
+    for example in task.get_dataset(None, "train", shuffle=False).as_numpy_iterator():
+        spans: dict[int, list[int]] = {}
+        for token in example["targets"].tolist():
+            if token >= vocabulary.sentinel_start:
+                spans[token] = current = []
+            else:
+                current.append(token)
+        chunks.append([t for token in example["inputs"].tolist() for t in spans.get(token, [token])])
+    assert {len(chunk) for chunk in chunks[:-1]} == {12}
+    expected = "<s> First.</s> Second, and much longer than a chunk of these few tokens may be.</s>"
+    assert vocabulary.decode([token for chunk in chunks for token in chunk]) == expected
 
 
 def test_mixed_with_the_samples_tasks_and_left_alone_by_register(vocabulary: Vocabulary) -> None:
@@ -199,6 +207,54 @@ def test_mixed_with_the_samples_tasks_and_left_alone_by_register(vocabulary: Voc
     tasks.register(languages=["de"])
     assert {"own_documents", "cc100_de"} <= set(seqio.TaskRegistry.names())
     assert "own_mixture" in seqio.MixtureRegistry.names()
+
+
+def test_a_module_that_registers_other_corpora_is_refused(vocabulary: Vocabulary, tmp_path: Path) -> None:
+    """Else --data_dir would be passed over in silence."""
+    (tmp_path / "cc100").mkdir()
+    (tmp_path / "cc100" / "sw.txt").write_text("Hapo zamani.\n")
+    tasks.register(tmp_path, vocabulary)
+    (source_,) = inputs_of("cc100_sw", Registration(vocabulary, {"data_dir": str(tmp_path)}))
+    assert source_.where("train") == str(tmp_path / "cc100" / "sw.txt")
+    for options in ({}, {"data_dir": str(tmp_path / "cc100" / "other")}):
+        with pytest.raises(
+            MixtureError, match=r"task cc100_sw reads .*sw\.txt, which is not in .*mine registers another"
+        ):
+            inputs_of("cc100_sw", Registration(vocabulary, options, "mine"))
+
+
+WORKER = """
+import pickle, sys, xxhash
+from collections import Counter
+source, digest = pickle.load(open("source.pickle", "rb")), xxhash.xxh3_128()
+before = "seqio" in sys.modules
+print(before, list(source.read("train", Counter(), digest)), digest.hexdigest() == source.digest("train"))
+"""
+
+
+def test_a_worker_process_registers_the_task_by_itself(
+    vocabulary: Vocabulary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its module's mixture holds a task of the corpora's folder, so that has to be registered there too."""
+    (tmp_path / "corpora" / "cc100").mkdir(parents=True)
+    (tmp_path / "corpora" / "cc100" / "xx.txt").write_text("A language of its own.\n")
+    (tmp_path / "lines.txt").write_text("One.\nTwo.\n")
+    (tmp_path / "mine_in_worker.py").write_text(
+        "import seqio, tasks\n"
+        "tasks.add_task('lines', seqio.TextLineDataSource({'train': 'lines.txt'}), objective='span_corruption',\n"
+        "               language='xx', preprocessors=[lambda lines: lines.map(lambda line: {'text': line})],\n"
+        "               vocabulary='sample')\n"
+        "seqio.MixtureRegistry.add('lines_and_xx', ['lines', 'cc100_xx'], default_rate=1)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    registration = Registration(vocabulary, {"data_dir": "corpora"}, "mine_in_worker")
+    registration.register()
+    files, own = inputs_of("lines_and_xx", registration)
+    assert (files.task, own.task) == ("cc100_xx", "lines")
+    (tmp_path / "source.pickle").write_bytes(pickle.dumps(own))
+    env = os.environ | {"PYTHONPATH": str(runs.ROOT)}
+    done = subprocess.run([sys.executable, "-c", WORKER], env=env, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "False [['One.'], ['Two.']] True", done.stderr
 
 
 def failing(split: str, shuffle_files: bool = False, seed: int | None = None) -> tf.data.Dataset:
