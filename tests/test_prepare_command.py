@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import lzma
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,12 +13,14 @@ import numpy as np
 import pytest
 
 import tasks
-from deltalm_jax import prepare
+from deltalm_jax import prepare, train
 from deltalm_jax.data.blocks import Input
 from deltalm_jax.data.chunks import PreparedData
 from deltalm_jax.data.mixture import Registration, inputs_of
 from deltalm_jax.data.preparation import Prepared
 from deltalm_jax.data.vocabulary import Vocabulary
+from deltalm_jax.training.gin_files import load
+from deltalm_jax.training.prepared import check
 from tasks import corpora
 
 ROOT = Path(prepare.__file__).parents[1]
@@ -102,9 +105,15 @@ def test_lengths_by_objective_and_sentinels(data_dir: Path, capfd: pytest.Captur
     assert f"--gin.ModelConfig.vocab_size={data.vocabulary_size}" in printed
 
 
-def test_languages_and_one_task(data_dir: Path) -> None:
+def test_languages_and_one_task(data_dir: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert prepare.main(arguments(data_dir, "--languages=fr", "--mixture=deltalm_span_corruption")) == 0
     assert [task.name for task in PreparedData.open(data_dir.parent / "out").tasks] == ["cc100_fr"]
+    # The command that comes next trains on just that: one mixture, one objective.
+    (line,) = (line for line in capfd.readouterr().out.splitlines() if line.startswith("next: "))
+    flags, bindings = train.parse_arguments(shlex.split(line.removeprefix("next: python -m deltalm_jax.train")))
+    config = load(flags.gin_file, bindings)
+    assert config.data.objective_batch_sizes == {"span_corruption": 32}
+    check(config, PreparedData.open(data_dir.parent / "out"))
     again = arguments(data_dir, "--mixture=ccaligned_de", "--overwrite")
     assert prepare.main(again) == 0
     assert [task.name for task in PreparedData.open(data_dir.parent / "out").tasks] == ["ccaligned_de"]

@@ -53,7 +53,7 @@ def requirements(jax: str) -> list[str]:
 def train(python: str, run_dir: Path, prepared: Path, steps: int) -> None:
     command = runs.command(run_dir, prepared, f"TrainConfig.steps={steps}")
     done = subprocess.run(
-        [python, *command[1:]], env=runs.environment(), cwd=prepared.parent, capture_output=True, text=True, timeout=300,
+        [python, *command[1:]], env=runs.environment(), cwd=prepared.parent, capture_output=True, text=True, timeout=600,
         check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
