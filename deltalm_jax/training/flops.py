@@ -12,11 +12,12 @@ Legend: B batch, S encoder tokens, T decoder tokens, D hidden size, F feed-forwa
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 
 from deltalm_jax.model.config import ModelConfig
 
-# Peak of dense bfloat16 products, operations a second, of what jax calls one device; by the beginning of its name. Makers'
+# Peak of dense bfloat16 products, operations a second, of what jax calls one device; by the first words of its name. Makers'
 # data sheets (without sparsity). TPU v2, v3 and 7x show each chip as two devices.
 _PEAK_BFLOAT16 = {
     "TPU v2": 22.5e12,
@@ -26,15 +27,19 @@ _PEAK_BFLOAT16 = {
     "TPU v5 lite": 197e12,
     "TPU v5e": 197e12,
     "TPU v5": 459e12,
-    "TPU v6": 918e12,
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+    "TPU v6e": 918e12,
     "TPU7x": 1153.5e12,
     "NVIDIA A100": 312e12,
     "NVIDIA H100 PCIe": 756e12,
     "NVIDIA H100 NVL": 835e12,
     "NVIDIA H100": 989.4e12,
+    "NVIDIA H200 NVL": 835e12,
     "NVIDIA H200": 989.4e12,
     "NVIDIA B200": 2250e12,
     "NVIDIA L4": 121e12,
+    "NVIDIA L40S": 362e12,
 }
 
 _BACKWARD_TOO = 3  # Forward once; backward one product for the input's gradient and one for the weight's.
@@ -137,13 +142,12 @@ class Throughput:
 def throughput(step_flops: float, device_kind: str, num_devices: int, compute_dtype: str) -> Throughput:
     """`Throughput` on devices of one kind (`jax.Device.device_kind`).
 
-    A peak is known for bfloat16 on the accelerators of the table. Of names that begin alike the longest counts.
+    A peak is known for bfloat16 on the accelerators of the table. Names are compared by whole words ("NVIDIA L40S" is no
+    "NVIDIA L4"), and the longest that fits counts.
     """
     if compute_dtype != "bfloat16":
         return Throughput(step_flops, None, f"no peak known for {compute_dtype} products")
-    peaks = [
-        peak for name, peak in sorted(_PEAK_BFLOAT16.items(), key=lambda x: -len(x[0])) if device_kind.startswith(name)
-    ]
-    if not peaks:
+    names = [name for name in _PEAK_BFLOAT16 if re.match(rf"{re.escape(name)}\b", device_kind)]
+    if not names:
         return Throughput(step_flops, None, f"no peak known for devices of kind {device_kind!r}")
-    return Throughput(step_flops, num_devices * peaks[0])
+    return Throughput(step_flops, num_devices * _PEAK_BFLOAT16[max(names, key=len)])

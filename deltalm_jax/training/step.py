@@ -157,7 +157,8 @@ def make_train_step(
             for group, arrays in batch.items()
         }
         divisor = sum(loss.objective_weights.get(group, 1.0) * count for group, count in counts.items())
-        (total, totals), gradients = accumulate(state["params"], batch, state["step"], jnp.maximum(divisor, 1e-6))
+        divisor = jnp.where(divisor > 0, divisor, 1.0)  # a batch without a target has no loss
+        (total, totals), gradients = accumulate(state["params"], batch, state["step"], divisor)
         updates, optimizer_state = transformation.update(gradients, state["optimizer"], state["params"])
         params = optax.apply_updates(state["params"], updates)
         new_state = {"params": params, "optimizer": optimizer_state, "step": state["step"] + 1}
