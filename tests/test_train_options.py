@@ -124,7 +124,7 @@ def test_a_dry_run_on_prepared_data_tells_all_and_writes_nothing(finished, tmp_p
         assert f"{key} = {value}  # command line" in told
     assert "learning rate ×" in told
     kernel = next(line for line in told.splitlines() if "encoder/layers/self_attention/query/kernel" in line)
-    assert kernel.split()[1:] == "2 × 16 × 16 whole 0.5 1".split(), "the factor of each layer"
+    assert kernel.split()[1:] == ["2", "×", "16", "×", "16", "whole", "0.5", "1"], "the factor of each layer"
     for part in ("parameters", "muon", "moving average", "gradients", "logits of a loss block, at most"):
         assert f"{part} 0." in told or f"{part} 1." in told, part
     assert "in 2 microbatches of 4, 4 examples" in told
