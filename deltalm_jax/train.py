@@ -111,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted before the first step could be saved; nothing that was saved is lost", file=sys.stderr)
+        print("interrupted; what was saved before is kept, nothing after it", file=sys.stderr)
         return 130
 
 

@@ -164,7 +164,7 @@ class TrainConfig:
       checkpoint_every: steps between checkpoints; the last step is always saved.
       keep_checkpoints: newest checkpoints kept.
       keep_checkpoint_every: checkpoints at multiples of this many steps are kept for good; None keeps none so.
-      eval_every: steps between validations; the last step is always validated; 0 is never.
+      eval_every: steps between validations; the last step is always validated; 0: only that one.
       eval_batches: validation batches of each objective at most.
       log_every: steps between lines of progress where there is no terminal. `metrics.jsonl` has every step.
       accumulation_steps: microbatches that the batch is worked off in, for less memory; loss and update are the same

@@ -97,8 +97,9 @@ def train(
         reporter.say(f"MFU is not reported: {speed.reason}")
     if is_first_process:
         write_record(config, stream, run_dir)
-    profiler = Profiler(profile_steps, run_dir / "profile")
-    if profile_steps and not start < profile_steps[0] <= profile_steps[1] <= stop:
+    traced = profile_steps is not None and start < profile_steps[0] <= profile_steps[1] <= stop
+    profiler = Profiler(profile_steps if traced else None, run_dir / "profile")
+    if profile_steps and not traced:
         reporter.say(f"WARNING: no trace is recorded: steps {profile_steps} do not all lie in {start + 1} to {stop}")
 
     def make_batch(index: int) -> Any:

@@ -141,7 +141,8 @@ def vocabulary_loss(
 
     Args:
       hidden_BTD: decoder states, in the compute dtype.
-      table_VD: token table, tied to the output projection, in the compute dtype.
+      table_VD: token table, tied to the output projection, float32; it is used in the dtype of `hidden_BTD`, and its
+        gradient stays float32.
       targets_BT: int32 ids below `vocab_size`.
       weights_BT: float32; 0 leaves a position out. Not differentiated.
       config: smoothing, z-loss, and how much is held at a time.
@@ -157,23 +158,24 @@ def vocabulary_loss(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def _vocabulary_loss(hidden_BTD, table_VD, targets_BT, weights_BT, config, vocab_size):
-    loss_BT, nll_BT = _by_block(hidden_BTD, table_VD, targets_BT, config, vocab_size)
+    loss_BT, nll_BT = _by_block(hidden_BTD, table_VD.astype(hidden_BTD.dtype), targets_BT, config, vocab_size)
     return jnp.sum(loss_BT * weights_BT), jnp.sum(nll_BT * weights_BT)
 
 
 def _vocabulary_loss_forward(hidden_BTD, table_VD, targets_BT, weights_BT, config, vocab_size):
     batch, length, width = hidden_BTD.shape
     num_blocks, block = _block_length(batch, length, config.block_tokens(vocab_size))
+    rows_VD = table_VD.astype(hidden_BTD.dtype)
 
     def one_block(carry, inputs):
         loss, nll, d_table_VD = carry
         hidden_BCD, targets_BC, weights_BC = inputs
         hidden_ND, targets_N, weights_N = hidden_BCD.reshape(-1, width), targets_BC.reshape(-1), weights_BC.reshape(-1)
-        logits_NV = _logits(hidden_ND, table_VD, vocab_size)
+        logits_NV = _logits(hidden_ND, rows_VD, vocab_size)
         loss_N, nll_N, lse_N = _loss(config, vocab_size, logits_NV, targets_N)
         d_logits_NV = _d_logits(config, vocab_size, logits_NV, targets_N, lse_N) * weights_N[:, None]
         d_logits_NV = d_logits_NV.astype(hidden_BTD.dtype)
-        d_hidden_ND = jnp.einsum("NV,VD->ND", d_logits_NV, table_VD, preferred_element_type=jnp.float32)
+        d_hidden_ND = jnp.einsum("NV,VD->ND", d_logits_NV, rows_VD, preferred_element_type=jnp.float32)
         d_table_VD += jnp.einsum("NV,ND->VD", d_logits_NV, hidden_ND, preferred_element_type=jnp.float32)
         sums = loss + jnp.sum(loss_N * weights_N), nll + jnp.sum(nll_N * weights_N)
         return (*sums, d_table_VD), d_hidden_ND.astype(hidden_BTD.dtype).reshape(hidden_BCD.shape)
@@ -192,8 +194,8 @@ def _vocabulary_loss_backward(config, vocab_size, gradients, cotangents):
     cotangent, _ = cotangents  # The second result has no gradient: see `vocabulary_loss`.
     d_hidden_BTD, d_table_VD = gradients
     return (
-        d_hidden_BTD * cotangent.astype(d_hidden_BTD.dtype),
-        d_table_VD * cotangent.astype(d_table_VD.dtype),
+        (d_hidden_BTD * cotangent).astype(d_hidden_BTD.dtype),  # the product in float32
+        d_table_VD * cotangent,
         None,
         None,
     )

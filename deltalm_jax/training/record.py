@@ -30,7 +30,7 @@ def check_identity(saved: dict[str, Any], wanted: dict[str, Any], run_dir: pathl
     differences = [
         f"  {key}: {saved.get(key)!r} in the checkpoint, {wanted.get(key)!r} now"
         for key in sorted(saved.keys() | wanted.keys())
-        if saved.get(key) != wanted.get(key)
+        if _in_order(saved.get(key)) != _in_order(wanted.get(key))
     ]
     if differences:
         raise CheckpointError(
@@ -38,6 +38,11 @@ def check_identity(saved: dict[str, Any], wanted: dict[str, Any], run_dir: pathl
             + "\n".join(differences)
             + "\nPut the values back, or start a new run with another --run_dir."
         )
+
+
+def _in_order(value: Any) -> Any:
+    """A table as its entries in order, which counts: of patterns, the first that fits decides."""
+    return list(value.items()) if isinstance(value, dict) else value
 
 
 def write_record(config: Config, stream: Stream, run_dir: pathlib.Path) -> None:

@@ -117,7 +117,8 @@ def make_train_step(
         params: Any, batch: Any, step: jax.Array, microbatch: jax.Array | int, divisor: jax.Array
     ) -> tuple[jax.Array, Metrics]:
         """This microbatch's part of the loss; sums over its targets of loss and negative log-likelihood, by group."""
-        table_VD = params["token_embedding"].astype(compute_dtype)
+        # In float32: its gradient is summed over devices and microbatches, and must not be rounded before.
+        table_VD = params["token_embedding"]
         total, totals = jnp.zeros((), jnp.float32), {}
         for index, (group, arrays) in enumerate(batch.items()):
             decoder_input_BT, targets_BT = decoder_arrays(arrays["targets"], decoder_start)
