@@ -19,6 +19,7 @@ from deltalm_jax.data.shards import decode_records
 from deltalm_jax.data.vocabulary import Vocabulary
 from deltalm_jax.objectives import SpanCorruption
 from deltalm_jax.objectives.hashing import hash_keys, string_key
+from tasks.exiting import call, ending
 from tasks.text import FIELDS, to_item
 
 # What is joined or packed at a time, some 15 chunks; with `repeat`, a smaller corpus follows on itself.
@@ -42,9 +43,10 @@ def cut_into_chunks(
     """
     names, size = FIELDS[unit], _DOCUMENTS_AT_A_TIME if unit == "documents" else _PAIRS_AT_A_TIME
 
+    @call()
     def chunks(*columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         read = (to_item(texts, unit, Counter()) for texts in zip(*columns, strict=True))
-        items = [item for item in read if item is not None]
+        items = [] if ending() else [item for item in read if item is not None]
         records, _ = encode_block(items, unit, vocabulary, chunk_length)
         return decode_records(records, chunk_length)
 
@@ -100,6 +102,7 @@ def corrupt(
             )
     name_key = string_key(name)
 
+    @call()
     def corrupt_rows(tokens_NL: np.ndarray, lengths_N: np.ndarray, seed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         first, second = (int(part) % 2**64 for part in seed)
         ids_N = np.array([string_key(row.tobytes()) for row in tokens_NL], np.uint64)

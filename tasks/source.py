@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import atexit
 import itertools
-import threading
-import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -14,6 +11,7 @@ import seqio
 import tensorflow as tf
 
 from tasks.corpora import HELD_OUT_FRACTION, SPLITS, Corpus, CorpusFile, read_split, require_items
+from tasks.exiting import call, ending
 
 # Items handed from Python to TensorFlow at once: each hand-over takes Python's lock, for which 200 Tasks compete.
 _ITEMS_AT_A_TIME = 64
@@ -82,8 +80,10 @@ class CorpusDataSource(seqio.DataSource):
 
         def columns() -> Iterator[dict[str, list[str]]]:
             items = self.read(split)
-            while batch := list(itertools.islice(items, _ITEMS_AT_A_TIME)):
-                if _exiting.is_set():
+            while not ending():
+                with call():
+                    batch = list(itertools.islice(items, _ITEMS_AT_A_TIME))
+                if not batch:
                     return
                 rows = [("\n".join(item),) for item in batch] if documents else batch
                 yield {name: list(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)}
@@ -95,17 +95,3 @@ class CorpusDataSource(seqio.DataSource):
         return f"CorpusDataSource({self.corpus.name}, {self.language}, {self.file.train})"
 
     __repr__ = __str__
-
-
-# tf.data runs ahead of the consumer in threads that call Python. A thread that asks for Python's lock once Python has
-# begun to shut down is ended on the spot, and TensorFlow then waits for it for ever: a finished script would hang. So
-# before that, sources run dry, and the threads get a moment to come to rest.
-_exiting = threading.Event()
-
-
-def _run_dry() -> None:
-    _exiting.set()
-    time.sleep(0.2)
-
-
-atexit.register(_run_dry)

@@ -377,3 +377,33 @@ def test_a_fresh_interpreter_and_its_end(name: str, count: int) -> None:
     tasks_in_mixture, length, dtype = result.stdout.split()
     assert (tasks_in_mixture, dtype) == ("209", "int32")
     assert 100 < int(length) <= 461
+
+
+IN_THE_MIDDLE_OF_A_CALL = """
+import threading, time
+import seqio, tasks
+from deltalm_jax.data.vocabulary import Vocabulary
+tasks.register(languages=["de", "fr", "sw"])
+dataset = seqio.get_mixture_or_task("deltalm_pretrain").get_dataset(None, "train", shuffle=False, seed=0, num_epochs=None)
+iterator = dataset.as_numpy_iterator()
+encode_batch, encoding = Vocabulary.encode_batch, threading.Event()
+
+def slowly(self, texts):
+    encoding.set()
+    time.sleep(1.5)
+    encoding.clear()
+    return encode_batch(self, texts)
+
+next(iterator)
+Vocabulary.encode_batch = slowly
+while not encoding.is_set():
+    next(iterator)
+print("the end")
+"""
+
+
+def test_a_script_ends_while_text_is_being_tokenised() -> None:
+    """On a busy machine a call of TensorFlow's threads into Python takes its time; they read ahead of the script."""
+    command = [sys.executable, "-c", IN_THE_MIDDLE_OF_A_CALL]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (result.returncode, result.stdout) == (0, "the end\n"), result.stderr[-2000:]
