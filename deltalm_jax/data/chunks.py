@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from array_record.python import array_record_module
 
-from deltalm_jax.data.shards import Shard, decode_records, digest_file, sync
+from deltalm_jax.data.shards import Shard, decode_records, digest_file, write_atomically
 from deltalm_jax.errors import UserError
 
 FORMAT = 2
@@ -98,11 +98,7 @@ def write_manifest(folder: str | Path, manifest: Mapping[str, Any]) -> None:
     """Writes manifest.json (with `format` and `digest` added), synced and renamed into place, and syncs the folder."""
     content = {"format": FORMAT, **manifest}
     content["digest"] = _manifest_digest(content)
-    temporary = Path(folder, f".{MANIFEST}.tmp")
-    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    sync(temporary)
-    temporary.rename(Path(folder, MANIFEST))
-    sync(Path(folder))
+    write_atomically(Path(folder, MANIFEST), json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:

@@ -148,10 +148,6 @@ class Stream:
                     "length"
                 )
 
-    def shapes(self) -> dict[str, tuple[int, int]]:
-        """Per objective, the static lengths of `inputs` (S) and `targets` (T)."""
-        return {n: o.corruption.lengths(self.prepared.chunk_lengths[n]) for n, o in self.objectives.items()}
-
     def batch(self, step: int, rows: Mapping[str, Rows] | None = None, only: str | None = None) -> Batch:
         """The batch of a step, or this process's rows of it.
 

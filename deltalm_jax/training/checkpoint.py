@@ -20,7 +20,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from deltalm_jax.data.shards import digest_file, sync
+from deltalm_jax.data.shards import digest_file, sync, write_atomically
 from deltalm_jax.errors import UserError
 from deltalm_jax.parallel.sharding import path_name
 
@@ -201,15 +201,6 @@ def newest_checkpoint(checkpoints: Checkpoints) -> dict[str, Any] | None:
     chosen = (checkpoints.latest() or {"step": -1})["step"] if jax.process_index() == 0 else -1
     chosen = int(multihost_utils.broadcast_one_to_all(np.int32(chosen)))
     return None if chosen < 0 else checkpoints.verify(chosen)
-
-
-def write_atomically(path: pathlib.Path, text: str) -> None:
-    """Writes a text file so that, whatever happens, it has either the old or the whole new content."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    sync(temporary)
-    temporary.replace(path)
-    sync(path.parent)
 
 
 def _leaves(tree: Any) -> dict[str, list[Any]]:

@@ -244,7 +244,7 @@ class Config:
                 f"LossConfig.objective_weights names {', '.join(sorted(unknown))}, but the objectives are "
                 f"{', '.join(self.data.objective_batch_sizes)} (DataConfig.objective_batch_sizes)"
             )
-        if not any(self.loss.objective_weights.get(name, 1.0) for name in self.data.objective_batch_sizes):
+        if not any(self.loss.weight(name) for name in self.data.objective_batch_sizes):
             raise ValueError("LossConfig.objective_weights are all 0: nothing would be learned")
         if self.train.stop_at_step is not None and self.train.stop_at_step > self.train.steps:
             raise ValueError(

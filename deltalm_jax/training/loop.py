@@ -81,6 +81,8 @@ def train(
     else:
         state, start = initial_state(config.model, config.optimizer, options.seed, mesh), 0
 
+    if is_first_process:
+        write_record(config, stream, run_dir)
     devices = jax.devices()
     flops = flops_per_step(config.model, config.step_shapes())
     speed = throughput(flops.total, devices[0].device_kind, len(devices), compute_dtype)
@@ -95,8 +97,6 @@ def train(
     reporter.say(epochs_line(stream.epochs(options.steps), options.steps))
     if speed.reason:
         reporter.say(f"MFU is not reported: {speed.reason}")
-    if is_first_process:
-        write_record(config, stream, run_dir)
     traced = profile_steps is not None and start < profile_steps[0] <= profile_steps[1] <= stop
     profiler = Profiler(profile_steps if traced else None, run_dir / "profile")
     if profile_steps and not traced:

@@ -62,6 +62,10 @@ class LossConfig:
         """Whether the loss is the negative log-likelihood and nothing else."""
         return self.label_smoothing == self.z_loss == 0
 
+    def weight(self, objective: str) -> float:
+        """Weight of an objective's targets."""
+        return self.objective_weights.get(objective, 1.0)
+
     def block_tokens(self, vocab_size: int) -> int:
         """Targets whose logits are held at a time."""
         return max(1, int(self.block_megabytes * 1e6 / (4 * vocab_size)))

@@ -9,7 +9,7 @@ from typing import Any
 
 import tensorboardX
 
-from deltalm_jax.training.checkpoint import write_atomically
+from deltalm_jax.data.shards import write_atomically
 from deltalm_jax.training.flops import Throughput
 
 

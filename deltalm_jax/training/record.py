@@ -9,8 +9,9 @@ from importlib.metadata import version
 from typing import Any
 
 from deltalm_jax.data.chunks import PreparedData
+from deltalm_jax.data.shards import write_atomically
 from deltalm_jax.data.stream import Stream
-from deltalm_jax.training.checkpoint import CheckpointError, write_atomically
+from deltalm_jax.training.checkpoint import CheckpointError
 from deltalm_jax.training.config import Config
 
 

@@ -131,7 +131,7 @@ def make_train_step(
                 compute_dtype=compute_dtype,
             )
             totals[group] = jnp.sum(sums_by_shard(hidden_BTD, table_VD, targets_BT, _is_real(targets_BT)), axis=0)
-            total += loss.objective_weights.get(group, 1.0) * totals[group][0]
+            total += loss.weight(group) * totals[group][0]
         return total / divisor, totals
 
     gradient = jax.value_and_grad(microbatch_loss, has_aux=True)
@@ -157,7 +157,7 @@ def make_train_step(
             group: jnp.sum(_is_real(decoder_arrays(arrays["targets"], decoder_start)[1]))
             for group, arrays in batch.items()
         }
-        divisor = sum(loss.objective_weights.get(group, 1.0) * count for group, count in counts.items())
+        divisor = sum(loss.weight(group) * count for group, count in counts.items())
         divisor = jnp.where(divisor > 0, divisor, 1.0)  # a batch without a target has no loss
         (total, totals), gradients = accumulate(state["params"], batch, state["step"], divisor)
         updates, optimizer_state = transformation.update(gradients, state["optimizer"], state["params"])

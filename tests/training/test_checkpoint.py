@@ -11,8 +11,9 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from deltalm_jax.data.shards import write_atomically
 from deltalm_jax.parallel.mesh import MeshConfig, make_mesh
-from deltalm_jax.training.checkpoint import CheckpointError, Checkpoints, write_atomically
+from deltalm_jax.training.checkpoint import CheckpointError, Checkpoints
 
 
 def make_state(mesh, value: float = 1.0):
