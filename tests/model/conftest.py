@@ -87,16 +87,22 @@ def load_golden(name: str) -> Golden:
         embedding_layer_norm=theirs["layernorm_embedding"],
     )
     state = {key.removeprefix("sd/"): value for key, value in arrays.items() if key.startswith("sd/")}
+    return Golden(arrays, config, params_of(state, config))
+
+
+def params_of(state: dict[str, np.ndarray], config: ModelConfig) -> dict[str, Any]:
+    """Our parameters, of a state dict of the official model."""
+    state = dict(state)
     params = {
         "token_embedding": permute_rows(state.pop("encoder.embed_tokens.weight")),
-        "encoder": _side(state, "encoder", ENCODER_LAYER, config.num_encoder_layers),
-        "decoder": _side(state, "decoder", DECODER_LAYER, config.num_decoder_layers),
+        "encoder": side_of(state, "encoder", ENCODER_LAYER, config.num_encoder_layers),
+        "decoder": side_of(state, "decoder", DECODER_LAYER, config.num_decoder_layers),
     }
     assert not state, f"not every tensor of the official model was used: {sorted(state)}"
-    return Golden(arrays, config, params)
+    return params
 
 
-def _side(state: dict[str, np.ndarray], side: str, names: dict[str, Any], num_layers: int) -> dict[str, Any]:
+def side_of(state: dict[str, np.ndarray], side: str, names: dict[str, Any], num_layers: int) -> dict[str, Any]:
     layers = [_layer(state, f"{side}.layers.{index}", names) for index in range(num_layers)]
     params = {
         "position_embedding": state.pop(f"{side}.embed_positions.weight"),

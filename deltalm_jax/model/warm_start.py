@@ -1,0 +1,146 @@
+"""How a DeltaLM starts from a pretrained encoder (arXiv 2106.13736, section 3.2), and what the paper compares it with.
+
+    The encoder starts as the pretrained encoder. In the decoder, the self-attention and the bottom feed-forward network
+    of layer i start from encoder layer 2i, the cross-attention and the top feed-forward network from encoder layer
+    2i + 1, each with its LayerNorm. Both sides start with its embeddings.
+
+Layers count from 0; the paper, counting from 1, calls the former odd and the latter even. `interleave` is that sentence.
+
+Legend: N layers, V vocabulary, D hidden size, P rows of the position table.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from deltalm_jax.model.config import ModelConfig
+from deltalm_jax.model.deltalm import Params, init_params
+
+INITIALIZATIONS = ("interleaved", "vanilla_random_cross_attention", "vanilla_copied_cross_attention", "random")
+
+
+def interleave(encoder_layers: Params, num_layers: int) -> Params:
+    """The layers of an interleaved decoder, of those of an encoder.
+
+    Args:
+      encoder_layers: stacked, at least 2 · num_layers of them; what lies above is not used.
+      num_layers: decoder layers.
+    """
+    lower = _every_second(encoder_layers, 0, num_layers)
+    upper = _every_second(encoder_layers, 1, num_layers)
+    return {
+        "self_attention": lower["self_attention"],
+        "self_attention_layer_norm": lower["self_attention_layer_norm"],
+        "bottom_feed_forward": lower["feed_forward"],
+        "bottom_feed_forward_layer_norm": lower["feed_forward_layer_norm"],
+        "cross_attention": upper["self_attention"],
+        "cross_attention_layer_norm": upper["self_attention_layer_norm"],
+        "top_feed_forward": upper["feed_forward"],
+        "top_feed_forward_layer_norm": upper["feed_forward_layer_norm"],
+    }
+
+
+def copy_cross_attention(encoder_layers: Params, num_layers: int) -> Params:
+    """The layers of a vanilla decoder: all of encoder layer i in layer i, its self-attention in both attentions.
+
+    The DeltaLM group's earlier code leaves the copy's output projection and LayerNorm random; here it is whole.
+    """
+    layers = jax.tree.map(lambda leaf: leaf[:num_layers], encoder_layers)
+    return layers | {
+        "cross_attention": layers["self_attention"],
+        "cross_attention_layer_norm": layers["self_attention_layer_norm"],
+    }
+
+
+def num_decoder_layers(initialize: str, num_encoder_layers: int) -> int:
+    """Decoder layers that give a decoder as large as its encoder.
+
+    An interleaved layer is two encoder layers; a vanilla one has two thirds of its parameters (hence the "2/3 N" beside
+    "N" in the paper's figure), so that 6 interleaved or 9 vanilla layers stand beside 12 of an encoder.
+    """
+    return 3 * num_encoder_layers // 4 if initialize.startswith("vanilla") else num_encoder_layers // 2
+
+
+def warm_start(config: ModelConfig, encoder: Params, key: jax.Array, initialize: str = "interleaved") -> Params:
+    """Parameters of a DeltaLM that starts from a pretrained encoder.
+
+    Args:
+      config: the DeltaLM to be.
+      encoder: {"token_embedding", "encoder"}, as in the parameters of a DeltaLM. Token rows beyond its own, up to
+        `config.vocab_size`, are new (sentinels, filler); position rows beyond `config.max_length` are left out.
+      key: for what starts randomly, as `init_params` draws it: new token rows from N(0, 1/D) in any case.
+      initialize: "interleaved", the paper's; or what it is compared with: a vanilla decoder that takes an encoder layer
+        for each of its own, "vanilla_random_cross_attention" with the cross-attention left random or
+        "vanilla_copied_cross_attention" with the self-attention's weights in it; "random", which takes nothing at all.
+
+    Returns:
+      float32 arrays, some of which may share memory.
+
+    Raises:
+      ValueError: the encoder has other sizes, too few layers, or no layers of the kind that the decoder needs.
+    """
+    _check(config, encoder, initialize)
+    if initialize == "random":
+        return init_params(config, key)
+    tables = {"position_embedding": encoder["encoder"]["position_embedding"][: config.num_positions]}
+    sides = encoder["encoder"] | tables
+    layers = encoder["encoder"]["layers"]
+    if initialize == "interleaved":
+        decoder_layers = interleave(layers, config.num_decoder_layers)
+    else:
+        decoder_layers = copy_cross_attention(layers, config.num_decoder_layers)
+    if initialize == "vanilla_random_cross_attention":
+        fresh = init_params(config, key)["decoder"]["layers"]
+        decoder_layers |= {name: fresh[name] for name in ("cross_attention", "cross_attention_layer_norm")}
+    return {
+        "token_embedding": with_new_rows(encoder["token_embedding"], config.vocab_size, key),
+        "encoder": sides,
+        "decoder": sides | {"layers": decoder_layers},
+    }
+
+
+def with_new_rows(table_VD: np.ndarray, num_rows: int, key: jax.Array) -> np.ndarray:
+    """A token table continued to `num_rows` rows with rows from N(0, 1/D), as fairseq's `Embedding` draws them."""
+    new, size = num_rows - len(table_VD), table_VD.shape[1]
+    if new <= 0:
+        return table_VD
+    return np.concatenate([table_VD, jax.random.normal(key, (new, size), jnp.float32) * size**-0.5])
+
+
+def _every_second(layers: Params, start: int, count: int) -> Params:
+    return jax.tree.map(lambda leaf: leaf[start : 2 * count : 2], layers)
+
+
+def _check(config: ModelConfig, encoder: Params, initialize: str) -> None:
+    if initialize not in INITIALIZATIONS:
+        raise ValueError(f"initialize must be one of {', '.join(INITIALIZATIONS)}, found {initialize!r}")
+    wanted = "vanilla" if initialize.startswith("vanilla") else "interleaved"
+    if config.decoder != wanted and initialize != "random":
+        raise ValueError(f"initialize={initialize!r} makes a decoder of kind {wanted!r}, not {config.decoder!r}")
+    rows, hidden_size = encoder["token_embedding"].shape
+    layers = encoder["encoder"]["layers"]
+    num_layers, _, feed_forward_size = layers["feed_forward"]["input"]["kernel"].shape
+    needed = config.num_decoder_layers * (2 if wanted == "interleaved" else 1)
+    pairs = [
+        ("hidden_size", config.hidden_size, hidden_size),
+        ("feed_forward_size", config.feed_forward_size, feed_forward_size),
+        ("num_encoder_layers", config.num_encoder_layers, num_layers),
+        ("embedding_layer_norm", config.embedding_layer_norm, "embedding_layer_norm" in encoder["encoder"]),
+        ("norm_placement", config.norm_placement, "pre" if "final_layer_norm" in encoder["encoder"] else "post"),
+    ]
+    for name, asked, found in pairs:
+        if asked != found:
+            raise ValueError(f"ModelConfig.{name} is {asked!r}, but the encoder's is {found!r}")
+    if num_layers < needed:
+        raise ValueError(
+            f"ModelConfig.num_decoder_layers={config.num_decoder_layers} needs {needed} encoder layers, found {num_layers}"
+        )
+    if rows > config.vocab_size:
+        raise ValueError(f"ModelConfig.vocab_size is {config.vocab_size}, but the encoder's table has {rows} rows")
+    if (positions := len(encoder["encoder"]["position_embedding"])) < config.num_positions:
+        raise ValueError(
+            f"ModelConfig.max_length={config.max_length} needs {config.num_positions} position rows, but the encoder has "
+            f"{positions}: lower max_length"
+        )
