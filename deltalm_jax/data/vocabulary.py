@@ -25,6 +25,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import sentencepiece
 
 from deltalm_jax.errors import UserError
@@ -37,11 +38,30 @@ UNK_ID = 1
 BOS_ID = 2
 EOS_ID = 3
 
+# Our id of fairseq's <s>, <pad>, </s>, <unk>, and fairseq's id of our <pad>, <unk>, <s>, </s>.
+FROM_FAIRSEQ = (2, 0, 3, 1)
+TO_FAIRSEQ = (1, 3, 0, 2)
+
 # The released DeltaLM table has 250,104 rows = round_up(250,002 + 100, 8).
 DEFAULT_NUM_SENTINELS = 100
 SIZE_MULTIPLE = 8
 
 _WORD_START = "\u2581"  # SentencePiece's mark for "a space stood here"
+
+
+def from_fairseq_ids(ids: np.ndarray) -> np.ndarray:
+    """Our ids for ids of fairseq's and Hugging Face's XLM-R and DeltaLM; int array of any shape."""
+    return _permuted(ids, FROM_FAIRSEQ)
+
+
+def to_fairseq_ids(ids: np.ndarray) -> np.ndarray:
+    """The inverse of `from_fairseq_ids`."""
+    return _permuted(ids, TO_FAIRSEQ)
+
+
+def _permuted(ids: np.ndarray, first: tuple[int, ...]) -> np.ndarray:
+    ids = np.asarray(ids)
+    return np.where(ids < len(first), np.take(np.array(first, ids.dtype), np.minimum(ids, len(first) - 1)), ids)
 
 
 class VocabularyError(UserError, ValueError):

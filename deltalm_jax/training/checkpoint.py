@@ -31,71 +31,20 @@ class CheckpointError(UserError, RuntimeError):
     """A checkpoint cannot be written or used; the message names it and says what to do."""
 
 
-class Checkpoints:
-    """The checkpoints of one run directory.
+class SavedSteps:
+    """The checkpoints of a run directory, to be read; nothing is written or removed.
 
     Args:
-      directory: `RUN_DIR/checkpoints`; made if absent.
-      keep: newest steps kept.
-      keep_every: steps at multiples of this are kept for good; None keeps none so.
+      directory: `RUN_DIR/checkpoints`.
       warn: takes one line of text when a damaged step is passed over.
     """
 
-    def __init__(self, directory: pathlib.Path, keep: int, keep_every: int | None, warn: Callable[[str], None]):
-        # orbax wants an absolute path.
-        self.directory, self.keep, self.keep_every, self.warn = directory.absolute(), keep, keep_every, warn
-        if jax.process_index() == 0:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            for left_over in self.directory.glob(".deleting-*"):
-                shutil.rmtree(left_over)
-        self._orbax = ocp.StandardCheckpointer()
-        self._commits = concurrent.futures.ThreadPoolExecutor(1, "checkpoint-commit")
-        self._pending: concurrent.futures.Future[None] | None = None
+    def __init__(self, directory: pathlib.Path, warn: Callable[[str], None]) -> None:
+        self.directory, self.warn = directory.absolute(), warn  # orbax wants an absolute path
 
     def steps(self) -> list[int]:
         """Steps that have a record, ascending. What has none was never finished, or is not ours."""
         return sorted(int(p.parent.name) for p in self.directory.glob("*/record.json") if p.parent.name.isdigit())
-
-    def save(self, step: int, state: Any, about: dict[str, Any]) -> None:
-        """Begins saving; returns when the arrays are copied off the devices. All processes must call it.
-
-        Args:
-          step: updates done.
-          state: tree of (global) arrays.
-          about: JSON-able facts for the record (configuration, data …).
-
-        Raises:
-          CheckpointError: the previous save had failed.
-        """
-        self.wait()
-        folder = self.directory / str(step)
-        if jax.process_index() == 0 and folder.exists():  # unfinished, or damaged and passed over on resume
-            self._remove(folder)
-        # The next step donates these arrays. orbax holds views or copies of them, which jax leaves alone (tested).
-        self._orbax.save(folder / "state", state)
-        record = {"format": FORMAT, "step": step, "leaves": _leaves(state), "about": about}
-        self._pending = self._commits.submit(self._commit, folder, record)
-
-    def wait(self) -> None:
-        """Blocks until the pending save is on disk with its record; raises CheckpointError if it failed."""
-        pending, self._pending = self._pending, None
-        if pending is None:
-            return
-        try:
-            pending.result()
-        except Exception as error:
-            raise CheckpointError(f"the checkpoint begun last was not saved: {error}") from error
-
-    def check(self) -> None:
-        """Raises CheckpointError as soon as a pending save is known to have failed; never blocks."""
-        if self._pending is not None and self._pending.done():
-            self.wait()
-
-    def close(self) -> None:
-        """Waits for the pending save and frees orbax's threads."""
-        self.wait()
-        self._commits.shutdown()
-        self._orbax.close()
 
     def latest(self) -> dict[str, Any] | None:
         """The record of the newest step that verifies, or None if there is no checkpoint at all.
@@ -140,6 +89,90 @@ class Checkpoints:
                 raise CheckpointError(f"the content of {path} has changed since it was written (digest differs)")
         return record
 
+    def restore_part(self, record: dict[str, Any], part: str, abstract: Any) -> Any:
+        """Reads a part of a verified step's state, such as "params", into the shardings of `abstract`.
+
+        Args:
+          record: from `latest` or `verify`.
+          part: key at the top of the state.
+          abstract: tree of `jax.ShapeDtypeStruct` with shardings.
+
+        Raises:
+          CheckpointError: the trees differ; names the leaves.
+        """
+        prefix = f"{part}/"
+        saved = {k.removeprefix(prefix): leaf for k, leaf in record["leaves"].items() if k.startswith(prefix)}
+        _check_leaves(saved, _leaves(abstract), f"{part} of checkpoint {record['step']}")
+        item = {part: abstract}
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as orbax:
+            arguments = ocp.args.PyTreeRestore(
+                item=item, restore_args=ocp.checkpoint_utils.construct_restore_args(item), partial_restore=True
+            )
+            return orbax.restore(self.directory / str(record["step"]) / "state", args=arguments)[part]
+
+
+class Checkpoints(SavedSteps):
+    """The checkpoints of one run directory, to be written and read.
+
+    Args:
+      directory: `RUN_DIR/checkpoints`; made if absent.
+      keep: newest steps kept.
+      keep_every: steps at multiples of this are kept for good; None keeps none so.
+      warn: takes one line of text when a damaged step is passed over.
+    """
+
+    def __init__(self, directory: pathlib.Path, keep: int, keep_every: int | None, warn: Callable[[str], None]):
+        super().__init__(directory, warn)
+        self.keep, self.keep_every = keep, keep_every
+        if jax.process_index() == 0:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            for left_over in self.directory.glob(".deleting-*"):
+                shutil.rmtree(left_over)
+        self._orbax = ocp.StandardCheckpointer()
+        self._commits = concurrent.futures.ThreadPoolExecutor(1, "checkpoint-commit")
+        self._pending: concurrent.futures.Future[None] | None = None
+
+    def save(self, step: int, state: Any, about: dict[str, Any]) -> None:
+        """Begins saving; returns when the arrays are copied off the devices. All processes must call it.
+
+        Args:
+          step: updates done.
+          state: tree of (global) arrays.
+          about: JSON-able facts for the record (configuration, data …).
+
+        Raises:
+          CheckpointError: the previous save had failed.
+        """
+        self.wait()
+        folder = self.directory / str(step)
+        if jax.process_index() == 0 and folder.exists():  # unfinished, or damaged and passed over on resume
+            self._remove(folder)
+        # The next step donates these arrays. orbax holds views or copies of them, which jax leaves alone (tested).
+        self._orbax.save(folder / "state", state)
+        record = {"format": FORMAT, "step": step, "leaves": _leaves(state), "about": about}
+        self._pending = self._commits.submit(self._commit, folder, record)
+
+    def wait(self) -> None:
+        """Blocks until the pending save is on disk with its record; raises CheckpointError if it failed."""
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return
+        try:
+            pending.result()
+        except Exception as error:
+            raise CheckpointError(f"the checkpoint begun last was not saved: {error}") from error
+
+    def check(self) -> None:
+        """Raises CheckpointError as soon as a pending save is known to have failed; never blocks."""
+        if self._pending is not None and self._pending.done():
+            self.wait()
+
+    def close(self) -> None:
+        """Waits for the pending save and frees orbax's threads."""
+        self.wait()
+        self._commits.shutdown()
+        self._orbax.close()
+
     def restore(self, record: dict[str, Any], abstract: Any) -> Any:
         """Reads the arrays of a verified step into the shardings of `abstract`.
 
@@ -150,17 +183,7 @@ class Checkpoints:
         Raises:
           CheckpointError: the trees differ; names the leaves.
         """
-        saved, wanted = record["leaves"], _leaves(abstract)
-        differences = [
-            f"{name}: checkpoint {_show(saved.get(name))}, this run {_show(wanted.get(name))}"
-            for name in sorted(saved.keys() | wanted.keys())
-            if saved.get(name) != wanted.get(name)
-        ]
-        if differences:
-            more = f" (and {len(differences) - 5} more)" if len(differences) > 5 else ""
-            raise CheckpointError(
-                f"checkpoint {record['step']} does not fit this run: {'; '.join(differences[:5])}{more}"
-            )
+        _check_leaves(record["leaves"], _leaves(abstract), f"checkpoint {record['step']}")
         return self._orbax.restore(self.directory / str(record["step"]) / "state", abstract)
 
     def _commit(self, folder: pathlib.Path, record: dict[str, Any]) -> None:
@@ -207,6 +230,17 @@ def _leaves(tree: Any) -> dict[str, list[Any]]:
     """{path: [shape, dtype]} of a tree's leaves."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {path_name(path): [list(np.shape(leaf)), str(leaf.dtype)] for path, leaf in leaves}
+
+
+def _check_leaves(saved: dict[str, list[Any]], wanted: dict[str, list[Any]], what: str) -> None:
+    differences = [
+        f"{name}: checkpoint {_show(saved.get(name))}, this run {_show(wanted.get(name))}"
+        for name in sorted(saved.keys() | wanted.keys())
+        if saved.get(name) != wanted.get(name)
+    ]
+    if differences:
+        more = f" (and {len(differences) - 5} more)" if len(differences) > 5 else ""
+        raise CheckpointError(f"{what} does not fit this run: {'; '.join(differences[:5])}{more}")
 
 
 def _show(leaf: list[Any] | None) -> str:

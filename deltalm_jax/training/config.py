@@ -16,6 +16,7 @@ from deltalm_jax.training.optimizer import OptimizerConfig
 from deltalm_jax.training.step import DECODER_STARTS
 
 SAMPLE = "sample"
+RANDOM = "random"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,7 +159,8 @@ class TrainConfig:
       steps: length of the run in optimizer updates (paper: 600,000). A finished run goes on if it is raised; the learning
         rate follows `OptimizerConfig.decay_steps`.
       seed: seed of initialisation, dropout, data order and masks.
-      init_from: where the parameters start: "random". Must be said.
+      init_from: where the parameters start: "random", a model's folder (`python -m deltalm_jax.convert --to=native`), or
+        another run's directory. Must be said. Read at the first step only.
       stop_at_step: stop (with a checkpoint, without the last validation) after this many steps in all; None runs on to
         `steps`.
       checkpoint_every: steps between checkpoints; the last step is always saved.
@@ -207,10 +209,8 @@ class TrainConfig:
                 raise ValueError(f"TrainConfig.{name} must be at least 1 or None, found {value}")
         if self.init_from is None:
             raise ValueError(
-                'TrainConfig.init_from is not set: say where the parameters start, e.g. TrainConfig.init_from = "random"'
+                'TrainConfig.init_from is not set: say where the parameters start, "random" or the folder of a model'
             )
-        if self.init_from != "random":
-            raise ValueError(f'TrainConfig.init_from must be "random", found {self.init_from!r}')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,11 +23,12 @@ from deltalm_jax.objectives.hashing import hash_keys, string_key
 from deltalm_jax.parallel.mesh import make_mesh
 from deltalm_jax.parallel.sharding import check_batch, path_name
 from deltalm_jax.quiet import quiet_imports
-from deltalm_jax.training.config import SAMPLE, Config
+from deltalm_jax.training.config import RANDOM, SAMPLE, Config
 from deltalm_jax.training.flops import flops_per_step
 from deltalm_jax.training.optimizer import learning_rate_factors
 from deltalm_jax.training.prepared import check, prepared_folder
 from deltalm_jax.training.record import epochs_line
+from deltalm_jax.training.starting_point import open_starting_point
 from deltalm_jax.training.step import abstract_state
 
 Example = tuple[str, str, str, str]  # objective, where it is from, inputs, targets
@@ -41,6 +42,7 @@ def dry_run(config: Config) -> None:
     Raises:
       MeshError: the mesh or the batch does not fit the devices of this machine.
       PreparedDataError, CorpusError: prepared data is there but damaged or made for another configuration.
+      SavedModelError, WeightsError, CheckpointError: there is no model to start from, or none that fits.
     """
     console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
     mesh = make_mesh(config.mesh)
@@ -49,6 +51,7 @@ def dry_run(config: Config) -> None:
     _print_parameters(console, config, mesh)
     _print_step(console, config)
     stream = _stream(config)
+    _print_start(console, config, stream)
     if stream is not None:
         _print_data(console, config, stream)
     for objective, source, inputs, targets in _sample_examples(config) if stream is None else _examples(stream):
@@ -117,6 +120,14 @@ def _print_step(console: Console, config: Config) -> None:
         f"{flops.head / flops.total:.1%} in the output projection), {flops.total * config.train.steps / 1e18:,.2f} EFLOP in "
         f"{config.train.steps:,} steps; compute dtype here: {dtype}"
     )
+
+
+def _print_start(console: Console, config: Config, stream: Stream | None) -> None:
+    if config.train.init_from == RANDOM:
+        return
+    saved = open_starting_point(config, None if stream is None else stream.prepared)
+    origin = ", ".join(f"{name} {value}" for name, value in saved.origin.items())
+    console.print(f"starts from {saved.path} ({origin})", markup=False)
 
 
 def _stream(config: Config) -> Stream | None:

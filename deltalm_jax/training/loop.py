@@ -16,13 +16,14 @@ from deltalm_jax.model.config import resolve_compute_dtype
 from deltalm_jax.parallel.mesh import make_mesh
 from deltalm_jax.parallel.sharding import check_batch, process_rows, put_batch
 from deltalm_jax.training.checkpoint import Checkpoints, newest_checkpoint
-from deltalm_jax.training.config import Config
+from deltalm_jax.training.config import RANDOM, Config
 from deltalm_jax.training.evaluation import Evaluator
 from deltalm_jax.training.faults import StopRequest
 from deltalm_jax.training.flops import flops_per_step, throughput
 from deltalm_jax.training.profiling import Profiler
 from deltalm_jax.training.record import check_identity, describe, epochs_line, write_record
 from deltalm_jax.training.reporting import Reporter
+from deltalm_jax.training.starting_point import state_from_model
 from deltalm_jax.training.step import abstract_state, initial_state, make_eval_step, make_train_step
 
 
@@ -78,8 +79,10 @@ def train(
         check_identity(record["about"]["identity"], about["identity"], run_dir)
         state = checkpoints.restore(record, abstract_state(config.model, config.optimizer, mesh))
         start = int(record["step"])
-    else:
+    elif options.init_from == RANDOM:
         state, start = initial_state(config.model, config.optimizer, options.seed, mesh), 0
+    else:
+        state, start = state_from_model(config, prepared, mesh), 0
 
     if is_first_process:
         write_record(config, stream, run_dir)

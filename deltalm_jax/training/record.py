@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pathlib
 import platform
+import shutil
 from importlib.metadata import version
 from typing import Any
 
@@ -20,7 +21,7 @@ def describe(config: Config, prepared: PreparedData, compute_dtype: str) -> dict
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     return {
         "identity": config.identity() | {"data": prepared.manifest["digest"], "compute_dtype": compute_dtype},
-        "vocabulary": prepared.manifest["vocabulary"]["fingerprint"],
+        "vocabulary": prepared.manifest["vocabulary"],
         "versions": {name: version(name) for name in packages} | {"python": platform.python_version()},
     }
 
@@ -47,13 +48,15 @@ def _in_order(value: Any) -> Any:
 
 
 def write_record(config: Config, stream: Stream, run_dir: pathlib.Path) -> None:
-    """Writes `config.json` (every value and where it came from) and `data.json` (each task's share and epochs).
+    """Writes `config.json` (every value and where it came from), `data.json` (each task's share and epochs), and
+    `vocabulary.model`, so that a run is a whole model.
 
     In `data.json`, `rate` is the task's share of its objective's examples, and `epochs` how often each of its chunks will
     have been seen after `TrainConfig.steps` steps.
     """
     content = {"values": config.values(), "origins": config.origins}
     write_atomically(run_dir / "config.json", json.dumps(content, indent=1) + "\n")
+    shutil.copyfile(stream.prepared.folder / "vocabulary.model", run_dir / "vocabulary.model")
     epochs = stream.epochs(config.train.steps)
     tasks = {
         task: {"objective": objective, "rate": rate, "epochs": epochs[task]}

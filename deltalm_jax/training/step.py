@@ -24,7 +24,7 @@ import optax
 from jax.sharding import Mesh
 
 from deltalm_jax.model.config import PAD_ID, ModelConfig
-from deltalm_jax.model.deltalm import hidden_states, init_params, shift_right
+from deltalm_jax.model.deltalm import Params, hidden_states, init_params, shift_right
 from deltalm_jax.parallel.sharding import batch_sharding, map_over_batch, replicated, state_shardings
 from deltalm_jax.training.loss import LossConfig, token_nll, vocabulary_loss
 from deltalm_jax.training.optimizer import OptimizerConfig, learning_rate, learning_rate_factors, make_optimizer
@@ -39,7 +39,10 @@ DECODER_STARTS = ("eos", "first_target")
 
 def create_state(model: ModelConfig, optimizer: OptimizerConfig, seed: int) -> State:
     """A fresh state: parameters from `seed`, zero moments, step 0. Pure; run it under `jit` or `eval_shape`."""
-    params = init_params(model, jax.random.key(seed))
+    return _state_of(init_params(model, jax.random.key(seed)), optimizer)
+
+
+def _state_of(params: Params, optimizer: OptimizerConfig) -> State:
     state = {"params": params, "optimizer": make_optimizer(optimizer).init(params), "step": jnp.zeros((), jnp.int32)}
     # A copy: the train step donates both.
     return state | ({"ema": jax.tree.map(jnp.copy, params)} if optimizer.ema_decay else {})
@@ -60,6 +63,11 @@ def initial_state(model: ModelConfig, optimizer: OptimizerConfig, seed: int, mes
     shardings = jax.tree.map(lambda s: s.sharding, abstract_state(model, optimizer, mesh))
     with jax.set_mesh(mesh):
         return jax.jit(lambda seed: create_state(model, optimizer, seed), out_shardings=shardings)(seed)
+
+
+def state_from(params: Params, optimizer: OptimizerConfig, shardings: Any) -> State:
+    """A fresh state with these parameters, which are used up (donated): zero moments, step 0."""
+    return jax.jit(lambda params: _state_of(params, optimizer), out_shardings=shardings, donate_argnums=0)(params)
 
 
 def decoder_arrays(targets_BT: jax.Array, decoder_start: str) -> tuple[jax.Array, jax.Array]:

@@ -1,0 +1,156 @@
+"""A model wherever it is saved: in a folder that `convert` wrote, or in a run's checkpoints.
+
+`open_model` looks, checks and reads no array; training and conversion then read arrays as they need them. `load_model` is
+the public way to a model that computes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from deltalm_jax.data.vocabulary import Vocabulary
+from deltalm_jax.errors import UserError
+from deltalm_jax.model.config import ModelConfig, resolve_compute_dtype
+from deltalm_jax.model.deltalm import Params, apply_decoder, apply_encoder, init_params, logits
+from deltalm_jax.training.checkpoint import SavedSteps
+from deltalm_jax.weights.model_folder import DESCRIPTION, ModelFolder, load_vocabulary
+
+
+class SavedModelError(UserError, ValueError):
+    """There is no model where one was said to be, or it is another one than asked for."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SavedModel:
+    """A model on disk, checked but not read.
+
+    Attributes:
+      path: where it is.
+      config: its shape.
+      vocabulary: None if it is not known.
+      origin: JSON-able facts on where the weights are from.
+      read: abstract parameters (`jax.ShapeDtypeStruct` with shardings) → parameters, each device reading its own part.
+    """
+
+    path: Path
+    config: ModelConfig
+    vocabulary: Vocabulary | None
+    origin: dict[str, Any]
+    read: Callable[[Params], Params]
+
+
+def open_model(path: str | Path) -> SavedModel:
+    """Finds and checks a model.
+
+    Args:
+      path: a folder written by `python -m deltalm_jax.convert --to=native`; or a run directory, or one step in its
+        `checkpoints`, of which the moving average is taken if there is one. Of a run, the newest step that verifies.
+
+    Raises:
+      SavedModelError: there is none of these.
+      WeightsError, CheckpointError: it is damaged.
+    """
+    path = Path(path)
+    if (path / DESCRIPTION).is_file():
+        folder = ModelFolder.open(path)
+        return SavedModel(path, folder.config, folder.vocabulary, folder.origin, folder.read)
+    if (path / "record.json").is_file() and path.name.isdigit():
+        return _open_step(path.parent, int(path.name))
+    if (path / "checkpoints").is_dir():
+        return _open_step(path / "checkpoints", None)
+    raise SavedModelError(
+        f"{path}: {'this folder' if path.is_dir() else 'there is no such folder; a model'} is neither a model of `python -m "
+        f"deltalm_jax.convert --to=native` ({DESCRIPTION}) nor a run (checkpoints/)"
+    )
+
+
+def _open_step(directory: Path, step: int | None) -> SavedModel:
+    checkpoints = SavedSteps(directory, print)
+    record = checkpoints.latest() if step is None else checkpoints.verify(step)
+    if record is None:
+        raise SavedModelError(f"{directory}: there is no checkpoint yet")
+    identity, described = record["about"]["identity"], record["about"]["vocabulary"]
+    fields = {field.name for field in dataclasses.fields(ModelConfig)}
+    prefix = "ModelConfig."
+    config = ModelConfig(
+        **{k.removeprefix(prefix): v for k, v in identity.items() if k.removeprefix(prefix) in fields and prefix in k}
+    )
+    part = "ema" if any(name.startswith("ema/") for name in record["leaves"]) else "params"
+    origin = {"run": str(directory.parent), "step": record["step"], "part": part}
+
+    def read(abstract: Params) -> Params:
+        return checkpoints.restore_part(record, part, abstract)
+
+    vocabulary = load_vocabulary(directory.parent, described) if isinstance(described, dict) else None
+    return SavedModel(directory / str(record["step"]), config, vocabulary, origin, read)
+
+
+def check_fits(saved: SavedModel, config: ModelConfig, name: str) -> None:
+    """Raises SavedModelError if a model is to go on as one of another shape; `name` says whose shape it would be."""
+    # What a step does on top of a model's shape, and how it is carried out, may change from one run to the next.
+    free = {field.name for field in dataclasses.fields(ModelConfig) if field.name.endswith("dropout_rate")}
+    free |= {"compute_dtype", "remat", "scan_layers"}
+    differences = [
+        f"  ModelConfig.{field.name}: {getattr(saved.config, field.name)!r} in {saved.path}, "
+        f"{getattr(config, field.name)!r} in {name}"
+        for field in dataclasses.fields(ModelConfig)
+        if field.name not in free and getattr(saved.config, field.name) != getattr(config, field.name)
+    ]
+    if differences:
+        raise SavedModelError("the model to start from has another shape:\n" + "\n".join(differences))
+
+
+class Model:
+    """A model that computes; made by `load_model`.
+
+    Ids are in this project's order: 0 padding, 1 `<unk>`, 2 `<s>`, 3 `</s>`, then SentencePiece's plus one
+    (`deltalm_jax.data.vocabulary.from_fairseq_ids` turns others' into them). Padding may stand anywhere.
+
+    Attributes:
+      config: its shape.
+      params: nested dictionary of float32 arrays.
+      vocabulary: None if it is not known.
+    """
+
+    def __init__(self, config: ModelConfig, params: Params, vocabulary: Vocabulary | None) -> None:
+        self.config, self.params, self.vocabulary = config, params, vocabulary
+        dtype = resolve_compute_dtype(config, jax.default_backend())
+        self._encode = jax.jit(partial(apply_encoder, config, compute_dtype=dtype))
+        self._logits = jax.jit(partial(_logits, config, dtype))
+
+    def encode(self, tokens_BS: jax.typing.ArrayLike) -> jax.Array:
+        """The encoder's output for int ids [B, S], as float32 [B, S, D]."""
+        return self._encode(self.params, jnp.asarray(tokens_BS)).astype(jnp.float32)
+
+    def logits(self, tokens_BS: jax.typing.ArrayLike, decoder_tokens_BT: jax.typing.ArrayLike) -> jax.Array:
+        """Scores of the next token after each of the decoder's, float32 [B, T, V].
+
+        Args:
+          tokens_BS: the encoder's ids.
+          decoder_tokens_BT: the decoder's, of which the first is `</s>` (`deltalm_jax.model.deltalm.shift_right`).
+        """
+        return self._logits(self.params, jnp.asarray(tokens_BS), jnp.asarray(decoder_tokens_BT))
+
+
+def _logits(
+    config: ModelConfig, dtype: str, params: Params, tokens_BS: jax.Array, decoder_tokens_BT: jax.Array
+) -> jax.Array:
+    encoded_BSD = apply_encoder(config, params, tokens_BS, compute_dtype=dtype)
+    hidden_BTD = apply_decoder(config, params, encoded_BSD, tokens_BS, decoder_tokens_BT, compute_dtype=dtype)
+    return logits(params, hidden_BTD)
+
+
+def load_model(path: str | Path) -> Model:
+    """Loads a model onto the default device; `path` and errors as for `open_model`."""
+    saved = open_model(path)
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shapes = jax.eval_shape(lambda: init_params(saved.config, jax.random.key(0)))
+    params = saved.read(jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=device), shapes))
+    return Model(saved.config, params, saved.vocabulary)

@@ -1,0 +1,148 @@
+"""XLM-R and InfoXLM, as Hugging Face and fairseq publish them, read as the encoder of a DeltaLM.
+
+A folder of Hugging Face's (`model.safetensors` or `pytorch_model.bin`, `config.json`, `sentencepiece.bpe.model`) or a
+`model.pt` of fairseq's, whose query, key and value projections may be joined in one `in_proj` (XLM-R's original files).
+What only serves masked language modelling or classification is left out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deltalm_jax.data.vocabulary import Vocabulary
+from deltalm_jax.model.config import ModelConfig
+from deltalm_jax.model.deltalm import Params
+from deltalm_jax.weights import names
+from deltalm_jax.weights.files import heads_in_config, read_state_dict
+from deltalm_jax.weights.state_dict import StateDict, abstract_params, config_of, read_params
+from deltalm_jax.weights.tensors import StoredTensor, WeightsError
+
+# XLM-R's vocabulary, where no SentencePiece model says otherwise: the id of <mask>.
+XLMR_MASK_ID = 250_001
+
+# A table may be padded to a round number of rows; one that is longer than this is another vocabulary's.
+_MAX_PADDING_ROWS = 1024
+
+_IGNORED = (
+    r".*\.version", r".*position_ids", r"(.*\.)?lm_head\..*", r"(.*\.)?pooler\..*", r"classifier\..*",
+    r"(.*\.)?classification_heads\..*", r"qa_outputs\..*",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoder:
+    """An encoder read from a file.
+
+    Attributes:
+      config: its sizes; `vocab_size` is the number of rows kept.
+      params: {"token_embedding", "encoder"}, float32, in our order of ids.
+      notes: what was done with rows, one sentence each.
+    """
+
+    config: ModelConfig
+    params: Params
+    notes: tuple[str, ...]
+
+
+def read_xlm_roberta(path: Path, vocabulary: Vocabulary | None, num_heads: int | None) -> Encoder:
+    """Reads an encoder.
+
+    Args:
+      path: a folder of Hugging Face's or a file of fairseq's.
+      vocabulary: the model's; None assumes XLM-R's layout of ids.
+      num_heads: attention heads; None takes `config.json`'s, or those of the published models of this width.
+
+    Raises:
+      WeightsError: names the file and the tensor that is missing, superfluous, misshapen or not finite, or says how table
+        and vocabulary differ.
+    """
+    state = read_state_dict(path, "model")
+    _split_in_proj(state)
+    naming = _naming(state)
+    config = config_of(state, naming, num_heads or heads_in_config(path, "num_attention_heads"), with_decoder=False)
+    shapes = abstract_params(config)
+    params = read_params(state, {name: shapes[name] for name in ("token_embedding", "encoder")}, naming)
+    token_type = naming("encoder/position_embedding").replace("position_embeddings", "token_type_embeddings")
+    if token_type != naming("encoder/position_embedding") and token_type in state.tensors:
+        # Every token is of type 0, whose embedding may as well be part of its position's.
+        rows, size = state.shape(token_type)
+        params["encoder"]["position_embedding"] += state.take(token_type, (rows, size))[0]
+    state.finish(_IGNORED)
+    params["token_embedding"], notes = _known_rows(state, params["token_embedding"], vocabulary)
+    return Encoder(dataclasses.replace(config, vocab_size=len(params["token_embedding"])), params, notes)
+
+
+def _known_rows(
+    state: StateDict, table_VD: np.ndarray, vocabulary: Vocabulary | None
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """The rows whose meaning is known: the pieces and, if it is there, `<mask>`. Others are padding."""
+    rows = len(table_VD)
+    assumed = XLMR_MASK_ID if rows >= XLMR_MASK_ID else rows - 1
+    mask_id = vocabulary.mask_id if vocabulary else assumed
+    if not mask_id <= rows <= mask_id + 1 + _MAX_PADDING_ROWS:
+        of = f"the SentencePiece model {vocabulary.file_name}" if vocabulary else "XLM-R's vocabulary"
+        raise WeightsError(
+            f"{state.file}: the token table has {rows:,} rows, but {of} has the ids 0 to {mask_id - 1:,} and <mask>: model "
+            "and vocabulary do not belong together"
+        )
+    if rows == mask_id:
+        return table_VD, (f"{rows:,} token rows; there is none for <mask>, which is new",)
+    dropped = rows - (mask_id + 1)
+    note = f", {dropped} rows of padding after <mask> left out" if dropped else ", <mask> last"
+    return table_VD[: mask_id + 1], (f"{rows:,} token rows{note}",)
+
+
+def _naming(state: StateDict) -> names.Naming:
+    for prefix in ("", "roberta.", "model.", "xlm_roberta."):
+        if f"{prefix}embeddings.word_embeddings.weight" in state.tensors:
+            return names.hugging_face_xlm_roberta(prefix)
+    for side in ("decoder", "encoder"):
+        prefix = f"{side}.sentence_encoder."
+        if f"{prefix}embed_tokens.weight" in state.tensors:
+            newer = f"{prefix}layernorm_embedding.weight" in state.tensors
+            return names.fairseq_xlm_roberta(prefix, "layernorm_embedding" if newer else "emb_layer_norm")
+    found = ", ".join(map(repr, list(state.tensors)[:3]))
+    raise WeightsError(
+        f"{state.file}: no XLM-R: there is neither 'embeddings.word_embeddings.weight' (Hugging Face) nor "
+        f"'decoder.sentence_encoder.embed_tokens.weight' (fairseq) among its {len(state.tensors)} tensors ({found}, …)"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rows:
+    """Some rows of a stored tensor, in place of a `StoredTensor`."""
+
+    whole: StoredTensor
+    start: int
+    stop: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.stop - self.start, *self.whole.shape[1:])
+
+    @property
+    def dtype(self) -> str:
+        return self.whole.dtype
+
+    def read(self) -> np.ndarray:
+        return self.whole.read()[self.start : self.stop]
+
+
+def _split_in_proj(state: StateDict) -> None:
+    """Puts q_proj, k_proj and v_proj, which stand in this order, in place of each joint in_proj."""
+    tensors: dict[str, Any] = state.tensors
+    for name in [n for n in tensors if re.search(r"\.in_proj_(weight|bias)$", n)]:
+        whole = tensors.pop(name)
+        size, rest = divmod(whole.shape[0], 3)
+        if rest:
+            raise WeightsError(
+                f"{state.file}: tensor {name!r} has {whole.shape[0]} rows, which are not three projections"
+            )
+        stem, kind = name.rsplit(".in_proj_", 1)
+        for i, part in enumerate(("q_proj", "k_proj", "v_proj")):
+            tensors[f"{stem}.{part}.{kind}"] = _Rows(whole, i * size, (i + 1) * size)

@@ -1,0 +1,336 @@
+"""The conversion as a whole: round trips, rows and vocabularies, bad input, and the command."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+
+import deltalm_jax
+from deltalm_jax.convert import main
+from deltalm_jax.data.vocabulary import Vocabulary, from_fairseq_ids
+from deltalm_jax.errors import UserError
+from deltalm_jax.model.config import PRESETS, ModelConfig
+from deltalm_jax.model.deltalm import init_params
+from deltalm_jax.model.warm_start import INITIALIZATIONS
+from deltalm_jax.saved_model import open_model
+from deltalm_jax.weights.conversion import Request, convert
+from deltalm_jax.weights.model_folder import write_model
+from deltalm_jax.weights.names import official
+from deltalm_jax.weights.state_dict import abstract_params, flatten, tensors_of
+from deltalm_jax.weights.torch_file import read_torch_file
+from tests.model.conftest import random_params
+from tests.support.runs import ROOT, environment
+
+SAMPLE_VOCABULARY = ROOT / "tasks" / "sample" / "vocabulary.model"
+SMALL = ModelConfig(
+    vocab_size=50,
+    hidden_size=24,
+    feed_forward_size=36,
+    num_heads=3,
+    num_encoder_layers=4,
+    num_decoder_layers=2,
+    max_length=20,
+)
+
+
+def arrays_of(folder: pathlib.Path) -> dict[str, np.ndarray]:
+    return safetensors.numpy.load_file(folder / "model.safetensors")
+
+
+@pytest.mark.parametrize("through", ["deltalm", "huggingface_deltalm"])
+@pytest.mark.parametrize("change", [{}, {"embedding_layer_norm": False}, {"norm_placement": "pre"}])
+def test_there_and_back_is_bit_equal(through, change, tmp_path, converted):
+    config = dataclasses.replace(SMALL, **change)
+    start = tmp_path / "start"
+    start.mkdir()
+    write_model(start, config, random_params(config), None, {"made": "by a test"})
+    there = converted("native", start, "there", target=through)
+    back = converted(through, there, "back", num_heads=3)
+    assert open_model(back).config == config
+    before, after = arrays_of(start), arrays_of(back)
+    assert before.keys() == after.keys()
+    for name, values in before.items():
+        np.testing.assert_array_equal(after[name], values, err_msg=name)
+
+
+@pytest.mark.parametrize(("preset", "tensors"), [("base", 392), ("large", 772)])
+def test_the_number_of_tensors_is_that_of_the_released_files(preset, tensors, tmp_path, converted):
+    config = dataclasses.replace(
+        PRESETS[preset], vocab_size=16, hidden_size=4, feed_forward_size=4, num_heads=2, max_length=4
+    )
+    start = tmp_path / "start"
+    start.mkdir()
+    params = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), abstract_params(config))
+    write_model(start, config, params, None, {})
+    content = read_torch_file(converted("native", start, "official.pt", target="deltalm"))
+    assert list(content) == ["weights"]
+    assert len(content["weights"]) == tensors
+
+
+def test_tensors_are_transposed_and_rows_permuted():
+    params = random_params(SMALL)
+    tensors = dict(tensors_of(params, official("ffn_1_is_bottom")))
+    kernel = params["decoder"]["layers"]["bottom_feed_forward"]["input"]["kernel"][1]
+    np.testing.assert_array_equal(tensors["decoder.layers.1.ffn_1.fc1.weight"], kernel.T)
+    table = tensors["src_embedding.embed_tokens.weight"]
+    np.testing.assert_array_equal(table[1], params["token_embedding"][0])  # padding
+    np.testing.assert_array_equal(table[2], params["token_embedding"][3])  # </s>
+    np.testing.assert_array_equal(table[4:], params["token_embedding"][4:])
+
+
+# Rows and vocabularies
+
+
+@pytest.fixture(scope="module")
+def encoder_of_the_sample(tmp_path_factory) -> pathlib.Path:
+    """An encoder with the sample's vocabulary: a folder of Hugging Face's, its table padded by 5 rows after <mask>."""
+    vocabulary = Vocabulary.load(SAMPLE_VOCABULARY)
+    rows = vocabulary.mask_id + 1 + 5
+    config = dataclasses.replace(SMALL, vocab_size=rows, max_length=32, hidden_size=8, feed_forward_size=8, num_heads=2)
+    tensors = {}
+    for path, leaf in flatten(random_params(config)).items():
+        if path == "token_embedding":
+            tensors["embeddings.word_embeddings.weight"] = leaf
+        elif path.startswith("encoder/position"):
+            tensors["embeddings.position_embeddings.weight"] = leaf
+        elif path.startswith("encoder/embedding"):
+            tensors[f"embeddings.LayerNorm.{'bias' if 'bias' in path else 'weight'}"] = leaf
+        elif path.startswith("encoder/layers"):
+            for layer, values in enumerate(leaf):
+                name = {
+                    "self_attention/query": "attention.self.query",
+                    "self_attention/key": "attention.self.key",
+                    "self_attention/value": "attention.self.value",
+                    "self_attention/output": "attention.output.dense",
+                    "self_attention_layer_norm": "attention.output.LayerNorm",
+                    "feed_forward/input": "intermediate.dense",
+                    "feed_forward/output": "output.dense",
+                    "feed_forward_layer_norm": "output.LayerNorm",
+                }[path.split("/", 2)[2].rsplit("/", 1)[0]]
+                kind = "bias" if path.endswith("bias") else "weight"
+                tensors[f"encoder.layer.{layer}.{name}.{kind}"] = np.ascontiguousarray(values.T)
+    folder = tmp_path_factory.mktemp("encoder")
+    safetensors.numpy.save_file(tensors, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"num_attention_heads": 2}))
+    (folder / "sentencepiece.bpe.model").write_bytes(SAMPLE_VOCABULARY.read_bytes())
+    return folder
+
+
+def test_padding_of_an_encoders_table_is_replaced_by_sentinels(encoder_of_the_sample, tmp_path):
+    model = convert(Request("xlm_roberta", encoder_of_the_sample, tmp_path / "start"))
+    table, mask_id = np.asarray(model.params["token_embedding"]), model.vocabulary.mask_id
+    theirs = arrays_of(encoder_of_the_sample)["embeddings.word_embeddings.weight"]
+    assert len(table) == model.config.vocab_size == model.vocabulary.size
+    np.testing.assert_array_equal(table[4 : mask_id + 1], theirs[4 : mask_id + 1])
+    assert (table[mask_id + 1 : mask_id + 6] != theirs[mask_id + 1 :]).all()
+    assert any("5 rows of padding after <mask> left out" in note for note in model.notes)
+    opened = open_model(tmp_path / "start")
+    assert opened.vocabulary == model.vocabulary
+    assert opened.vocabulary.sentinel_start == mask_id + 1
+
+
+def test_sentinels_in_the_last_rows(encoder_of_the_sample, tmp_path):
+    model = convert(Request("xlm_roberta", encoder_of_the_sample, tmp_path / "b", sentinel_layout="last_rows"))
+    assert model.vocabulary.sentinel_start + 100 == model.vocabulary.size == model.config.vocab_size
+    assert open_model(tmp_path / "b").vocabulary == model.vocabulary
+
+
+def test_xlmrs_own_layouts():
+    """The two readings of a released table of 250,104 rows, by arithmetic alone."""
+    size, mask_id = 250_104, 250_001
+    after_mask = mask_id + 1
+    assert (after_mask, after_mask + 99) == (250_002, 250_101)
+    assert (size - 100, size - 1) == (250_004, 250_103)
+
+
+def test_numbers_of_sentinels_rows_and_layers(encoder_of_the_sample, tmp_path):
+    model = convert(
+        Request(
+            "xlm_roberta", encoder_of_the_sample, tmp_path / "a", num_sentinels=128, num_decoder_layers=1, vocab_size=9000
+        )
+    )  # fmt: skip
+    assert model.vocabulary.num_sentinels == 128
+    assert model.config.num_decoder_layers == 1
+    assert model.params["token_embedding"].shape == (9000, 8)
+    assert any("encoder layers 0 to 1" in note for note in model.notes)
+
+
+@pytest.mark.parametrize("initialize", INITIALIZATIONS)
+def test_each_initialisation_by_name(initialize, encoder_of_the_sample, tmp_path):
+    model = convert(Request("xlm_roberta", encoder_of_the_sample, tmp_path / "a", initialize=initialize, seed=3))
+    vanilla = initialize.startswith("vanilla")
+    assert (model.config.decoder, model.config.num_decoder_layers) == (
+        ("vanilla", 3) if vanilla else ("interleaved", 2)
+    )
+    if initialize == "random":
+        fresh = init_params(model.config, jax.random.key(3))
+        np.testing.assert_array_equal(model.params["encoder"]["layers"]["self_attention"]["query"]["kernel"],
+                                      fresh["encoder"]["layers"]["self_attention"]["query"]["kernel"])  # fmt: skip
+    assert open_model(tmp_path / "a").origin["initialize"] == initialize
+
+
+def test_a_fine_tuned_models_rows_can_be_completed(official_state, save, tmp_path):
+    path = save(official_state)
+    model = convert(Request("deltalm", path, tmp_path / "more", num_heads=4, vocab_size=70))
+    table = np.asarray(model.params["token_embedding"])
+    np.testing.assert_array_equal(table[4:61], official_state["src_embedding.embed_tokens.weight"][4:])
+    assert table.shape == (70, 48)
+    assert table[61:].all()
+    fewer = convert(Request("deltalm", path, tmp_path / "fewer", num_heads=4, vocab_size=60))
+    assert fewer.params["token_embedding"].shape == (60, 48)
+    assert any("1 token rows left out" in note for note in fewer.notes)
+
+
+def test_a_vocabulary_that_is_not_the_models_is_refused(encoder_of_the_sample, official_state, save, tmp_path):
+    folder = tmp_path / "encoder"
+    folder.mkdir()
+    tensors = arrays_of(encoder_of_the_sample)
+    for rows in (4000, 20_000):
+        tensors["embeddings.word_embeddings.weight"] = np.ones((rows, 8), np.float32)
+        safetensors.numpy.save_file(tensors, folder / "model.safetensors")
+        with pytest.raises(
+            UserError, match=rf"model\.safetensors: the token table has {rows:,} rows, but .* do not belong"
+        ):
+            convert(Request("xlm_roberta", folder, tmp_path / "out", num_heads=2, vocabulary=SAMPLE_VOCABULARY))
+    with pytest.raises(UserError, match="the token table has 61 rows, but the vocabulary vocabulary.model"):
+        convert(Request("deltalm", save(official_state), tmp_path / "out", num_heads=4, vocabulary=SAMPLE_VOCABULARY))
+    assert not (tmp_path / "out").exists()
+
+
+# Bad input: one message with file and tensor, and no output
+
+
+def _without(state, *names):
+    return {key: value for key, value in state.items() if not key.startswith(names)}
+
+
+def _second_table(state):
+    table = state["src_embedding.embed_tokens.weight"].copy()
+    table[9, 0] += 1
+    return state | {"tgt_embedding.embed_tokens.weight": table}
+
+
+DAMAGES = {
+    "missing tensor": (
+        lambda state: _without(state, "decoder.layers.1.ffn_2.fc1.bias"),
+        "there is no tensor 'decoder.layers.1.ffn_2.fc1.bias' among its 199",
+    ),
+    "missing layer": (
+        lambda state: _without(state, "encoder.layers.2."),
+        "there is no tensor 'encoder.layers.2.",
+    ),
+    "no model": (
+        lambda state: {"a": np.ones(3, np.float32)},
+        "there is no tensor 'encoder.embed_tokens.weight' among its 1",
+    ),
+    "extra tensor": (
+        lambda state: state | {"decoder.adapter.weight": np.ones(3, np.float32)},
+        "no place for 'decoder.adapter.weight'",
+    ),
+    "wrong shape": (
+        lambda state: state | {"encoder.layers.3.ffn.fc1.weight": np.ones((48, 80), np.float32)},
+        r"tensor 'encoder.layers.3.ffn.fc1.weight' has the shape \(48, 80\), expected \(80, 48\)",
+    ),
+    "NaN": (
+        lambda state: state | {"tgt_embedding.embed_positions.weight": np.full((22, 48), np.nan, np.float32)},
+        "tensor 'tgt_embedding.embed_positions.weight' is not finite: 1,056 NaN, 0 infinite of 1,056 values",
+    ),
+    "integers": (
+        lambda state: state | {"encoder.layers.0.self_attn.q_proj.bias": np.ones(48, np.int64)},
+        "tensor 'encoder.layers.0.self_attn.q_proj.bias' holds int64",
+    ),
+    "two tables": (
+        _second_table,
+        "'tgt_embedding.embed_tokens.weight' should be a copy of 'src_embedding.embed_tokens.weight'.* row 9",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_model_is_refused(damage, official_state, save, tmp_path):
+    change, message = DAMAGES[damage]
+    path = save(change(official_state))
+    with pytest.raises(UserError, match=rf"model\.pt: .*{message}"):
+        convert(Request("deltalm", path, tmp_path / "out", num_heads=4))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.pt"]
+
+
+def test_the_number_of_heads_must_be_said_where_no_published_model_tells(official_state, save, tmp_path):
+    path = save(official_state)
+    with pytest.raises(UserError, match=r"no published model of width 48: give --num_heads"):
+        convert(Request("deltalm", path, tmp_path / "out"))
+    with pytest.raises(UserError, match=r"num_heads must divide hidden_size"):
+        convert(Request("deltalm", path, tmp_path / "out", num_heads=5))
+
+
+def test_a_vanilla_decoder_has_no_place_in_the_other_formats(encoder_of_the_sample, tmp_path):
+    convert(Request("xlm_roberta", encoder_of_the_sample, tmp_path / "v", initialize="vanilla_copied_cross_attention"))
+    for target in ("deltalm", "huggingface_deltalm"):
+        with pytest.raises(UserError, match="only an interleaved decoder has a place"):
+            convert(Request("native", tmp_path / "v", tmp_path / "out", target=target))
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_is_there_is_kept(official_state, save, tmp_path):
+    (tmp_path / "out").write_text("precious")
+    with pytest.raises(UserError, match=r"out: exists already"):
+        convert(Request("deltalm", save(official_state), tmp_path / "out", num_heads=4))
+    assert (tmp_path / "out").read_text() == "precious"
+
+
+def test_a_model_folder_that_was_changed_is_refused(official_state, save, tmp_path, converted):
+    folder = converted("deltalm", save(official_state), num_heads=4)
+    arrays = folder / "model.safetensors"
+    content = bytearray(arrays.read_bytes())
+    content[-1] ^= 1
+    arrays.write_bytes(content)
+    with pytest.raises(
+        UserError, match=r"model\.safetensors: is missing or not what model\.json beside it vouches for"
+    ):
+        deltalm_jax.load_model(folder)
+    (folder / "model.json").write_text("{}")
+    with pytest.raises(UserError, match=r"model\.json: cannot be read as a model's description"):
+        deltalm_jax.load_model(folder)
+    with pytest.raises(UserError, match="neither a model of .* nor a run"):
+        deltalm_jax.load_model(tmp_path)
+
+
+def test_the_command_prints_what_it_did_and_imports_no_torch(official_state, save, tmp_path):
+    program = (
+        "import sys; from deltalm_jax.convert import main; code = main(sys.argv[1:]); "
+        "sys.exit(code or ('torch imported' if 'torch' in sys.modules or 'tensorflow' in sys.modules else 0))"
+    )
+    flags = ["--from=deltalm", f"--input={save(official_state)}", f"--output={tmp_path / 'out'}", "--num_heads=4"]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *flags], env=environment(), capture_output=True, text=True, timeout=120, check=False
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "6-3 layers × 48, 4 heads, 61 token rows, interleaved decoder" in done.stdout
+    assert "the vocabulary is not recorded" in done.stdout
+    assert main([*flags[:2], f"--output={tmp_path / 'out'}"]) == 2
+
+
+def test_a_file_cut_short_gives_one_line(official_state, save, tmp_path, capsys):
+    path = save(official_state)
+    path.write_bytes(path.read_bytes()[:-100])
+    assert main(["--from=deltalm", f"--input={path}", f"--output={tmp_path / 'out'}", "--num_heads=4"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert str(path) in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_ids_of_a_loaded_model_are_ours(official_state, save, converted):
+    model = deltalm_jax.load_model(converted("deltalm", save(official_state), num_heads=4))
+    padded = model.encode(from_fairseq_ids(np.array([[0, 9, 2, 1, 1]])))
+    alone = model.encode(from_fairseq_ids(np.array([[0, 9, 2]])))
+    np.testing.assert_allclose(padded[:, :3], alone, rtol=0, atol=1e-5)
