@@ -1,0 +1,108 @@
+"""The probes see in weights what was put there."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from deltalm_jax.data.vocabulary import Vocabulary, to_fairseq_ids
+from deltalm_jax.model.config import ModelConfig
+from deltalm_jax.model.warm_start import warm_start
+from deltalm_jax.probe import main
+from deltalm_jax.weights.model_folder import write_model
+from deltalm_jax.weights.names import official
+from deltalm_jax.weights.probes import mask_texts, probe_feed_forwards, probe_sentinels, swap_feed_forwards
+from deltalm_jax.weights.state_dict import tensors_of
+from tests.model.conftest import random_params
+from tests.support import official_model
+from tests.support.toy_data import SAMPLE_VOCABULARY
+
+CONFIG = ModelConfig(
+    vocab_size=40,
+    hidden_size=24,
+    feed_forward_size=36,
+    num_heads=3,
+    num_encoder_layers=4,
+    num_decoder_layers=2,
+    max_length=64,
+)
+TEXTS = [list(range(10, 24)), list(range(5, 10)), [4 + i % 30 for i in range(70)]]
+
+
+def nll_in_numpy(params, inputs_BS, targets_BT) -> float:
+    """By the official model in NumPy; padding stands on the right only."""
+    state = dict(tensors_of(params, official("ffn_1_is_bottom")))
+    state["tgt_embedding.embed_tokens.weight"] = state["src_embedding.embed_tokens.weight"]
+    decoder = np.concatenate([np.full((len(targets_BT), 1), 3), targets_BT[:, :-1]], axis=1)
+    scores = official_model.logits(state, 3, to_fairseq_ids(inputs_BS), to_fairseq_ids(decoder))[:, 1:]
+    log_probabilities = scores - np.log(np.exp(scores).sum(-1, keepdims=True))
+    picked = np.take_along_axis(log_probabilities, to_fairseq_ids(targets_BT)[:, 1:, None], axis=2)
+    return float(-picked.mean())
+
+
+def test_four_tokens_in_the_middle_are_masked():
+    texts = mask_texts(TEXTS)
+    inputs, targets = texts.with_sentinel(39)
+    assert inputs.shape == (2, 47)
+    np.testing.assert_array_equal(
+        inputs[0][:13], [2, 10, 11, 12, 13, 14, 39, 19, 20, 21, 22, 23, 3]
+    )  # the second text is too short
+    assert not inputs[0][13:].any()
+    np.testing.assert_array_equal(targets[0], [39, 15, 16, 17, 18])
+    assert (inputs[1] == 39).sum() == 1
+    assert inputs[1][-1] == 3
+    with pytest.raises(ValueError, match="no text has 12 tokens"):
+        mask_texts([[5] * 11])
+
+
+def test_every_row_is_scored_as_the_first_sentinel():
+    params = random_params(CONFIG)
+    texts = mask_texts(TEXTS)
+    rows = probe_sentinels(CONFIG, params, 36, texts)
+    assert [row.id for row in rows] == [36, 37, 38, 39]
+    for row in rows:
+        assert row.nll == pytest.approx(nll_in_numpy(params, *texts.with_sentinel(row.id)), abs=1e-4)
+    assert len({round(row.nll, 4) for row in rows}) == 4
+    vectors = params["token_embedding"][36:]
+    for row, vector in zip(rows, vectors, strict=True):
+        others = [v for v in vectors if v is not vector and not np.array_equal(v, vector)]
+        cosines = [v @ vector / np.linalg.norm(v) / np.linalg.norm(vector) for v in others]
+        assert row.norm == pytest.approx(np.linalg.norm(vector), rel=1e-5)
+        assert row.cosine == pytest.approx(np.mean(cosines), abs=1e-5)
+
+
+def test_exchanged_networks_show_beside_their_encoder():
+    encoder = random_params(CONFIG)
+    params = warm_start(CONFIG, {k: encoder[k] for k in ("token_embedding", "encoder")}, jax.random.key(0))
+    texts = mask_texts(TEXTS)
+    layers = encoder["encoder"]["layers"]
+    right = probe_feed_forwards(CONFIG, params, 39, texts, layers)
+    wrong = probe_feed_forwards(CONFIG, swap_feed_forwards(params), 39, texts, layers)
+    assert right.cosines.shape == (2, 2, 2)
+    np.testing.assert_allclose(right.cosines[:, [0, 1], [0, 1]], 1, rtol=1e-5)
+    assert (np.abs(right.cosines[:, [0, 1], [1, 0]]) < 0.3).all()
+    np.testing.assert_allclose(wrong.cosines, right.cosines[:, ::-1])
+    assert (right.nll_as_read, right.nll_swapped) == pytest.approx((wrong.nll_swapped, wrong.nll_as_read), abs=1e-5)
+    assert right.nll_as_read == pytest.approx(nll_in_numpy(params, *texts.with_sentinel(39)), abs=1e-4)
+    assert probe_feed_forwards(CONFIG, params, 39, texts).cosines.size == 0
+
+
+@pytest.mark.parametrize("what", ["sentinels", "ffn"])
+def test_the_command_tells_what_it_found(what, tmp_path, capsys):
+    vocabulary = Vocabulary.load(SAMPLE_VOCABULARY, num_sentinels=3)
+    config = dataclasses.replace(CONFIG, vocab_size=vocabulary.size, hidden_size=6)
+    write_model(tmp_path, config, random_params(config), vocabulary, {})
+    assert main([what, f"--model={tmp_path}", "--num_texts=4"]) == 0
+    out = capsys.readouterr().out
+    if what == "sentinels":
+        assert out.count("\n") == 1 + 1 + (vocabulary.size - vocabulary.mask_id) + 1
+        assert "the likeliest first sentinel is row" in out
+    else:
+        assert "with the networks exchanged" in out
+    empty = tmp_path / "text"
+    empty.write_text("short\n")
+    assert main([what, f"--model={tmp_path}", f"--text={empty}"]) == 2
+    assert "text: no text has 12 tokens or more" in capsys.readouterr().err
