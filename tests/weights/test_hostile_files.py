@@ -50,13 +50,13 @@ def touch(path) -> Call:
 
 
 # Each makes, of the path of a canary, an object whose pickle makes the canary when Python loads it. Under the function's
-# name as it stands in the file (in protocol 2, that of Python 2).
+# name as it stands in the file (in protocol 2, that of Python 2), a pattern.
 REFUSED = {
     "posix.system": lambda path: Call(os.system, f"touch '{path}'"),
     "commands.call": lambda path: Call(subprocess.call, ["touch", str(path)]),
     "__builtin__.eval": touch,
     "__builtin__.exec": lambda path: Call(exec, f"open({str(path)!r}, 'w').close()"),
-    "io.open": lambda path: Call(open, str(path), "w"),
+    "_?io.open": lambda path: Call(open, str(path), "w"),
     "__builtin__.getattr": lambda path: Call(Call(getattr, pathlib.Path(path), "touch")),
     "pickle.loads": lambda path: Call(pickle.loads, pickle.dumps(touch(path))),
 }
