@@ -199,8 +199,6 @@ class _Machine:
     def set_items(self, keys_and_values: list[Any]) -> None:
         """Sets items of the dict (or record) on top of the stack."""
         target = self.top()
-        if len(keys_and_values) % 2:
-            raise PickleError("is damaged (a key without a value)")
         for key, value in zip(keys_and_values[::2], keys_and_values[1::2], strict=True):
             if isinstance(key, str):
                 value = self.name_item(key, value)

@@ -43,18 +43,22 @@ _LATER_DTYPES = {"torch.uint16": "uint16", "torch.uint32": "uint32", "torch.uint
 # carried out; a list, so that a pickle that would call anything else is refused loudly rather than half understood.
 _RECORDED_PACKAGES = ("argparse.", "fairseq.", "omegaconf.")
 _RECORDED = frozenset(
-    {
+    [
         *(f"{module}.{name}" for module in ("builtins", "__builtin__") for name in ("set", "frozenset", "complex")),
-        *(
-            f"{module}.multiarray.{name}"
-            for module in ("numpy.core", "numpy._core")
-            for name in ("scalar", "_reconstruct")
-        ),
-        *("numpy.dtype", "torch.Size", "torch.device", "collections.defaultdict", "collections.Counter"),
-        # typing.Dict[str, int]; objects with a __reduce__ of Python 2's kind.
-        *("_operator.getitem", "copy_reg._reconstructor", "copyreg._reconstructor"),
-        *("datetime.datetime", "datetime.timedelta", "pathlib.PosixPath", "pathlib._local.PosixPath"),
-    }
+        *(f"{core}.multiarray.{name}" for core in ("numpy.core", "numpy._core") for name in ("scalar", "_reconstruct")),
+        "numpy.dtype",
+        "torch.Size",
+        "torch.device",
+        "collections.defaultdict",
+        "collections.Counter",
+        "datetime.datetime",
+        "datetime.timedelta",
+        "pathlib.PosixPath",
+        "pathlib._local.PosixPath",
+        "_operator.getitem",  # typing.Dict[str, int]
+        "copy_reg._reconstructor",  # an object, as protocols 0 and 1 had it
+        "copyreg._reconstructor",
+    ]
 )
 
 _MAX_PICKLE_BYTES = 64 << 20
@@ -92,7 +96,8 @@ def read_torch_file(path: pathlib.Path) -> Any:
 
     Dicts (an OrderedDict too), lists, tuples, strings, numbers, None are themselves. An object of any other class is a
     `pickle_data.Foreign`, a class or function a `pickle_data.Global`: records of what the file says, made without importing
-    or calling anything. A tensor is named by its key in the dict that holds it, else by its storage ("data/7").
+    or calling anything (records may hold one another in circles). A tensor is named by its key in the dict that holds it,
+    else by its storage ("data/7").
 
     Raises:
       WeightsError: the file is cut short, damaged or no zip archive of `torch.save`; a tensor reaches outside its storage,
@@ -278,14 +283,14 @@ def _describe(value: Any, arrays: dict[int, tuple[int, np.ndarray]], where: str)
         key, _ = arrays.setdefault(id(value), (len(arrays), value))
         yield _global("torch._utils._rebuild_tensor_v2")
         yield b"(("
-        yield from map(_literal, ("storage",))
+        yield _literal("storage")
         yield _global(storage_type)
         yield from map(_literal, (str(key), "cpu", value.size))
         yield b"tQ"
         yield from map(_literal, (0, value.shape, _contiguous_strides(value.shape), False))
         yield _global("collections.OrderedDict")
         yield b")RtR"
-    elif type(value) is dict:
+    elif isinstance(value, dict):
         yield b"}("
         for key, item in value.items():
             if type(key) not in (str, int):

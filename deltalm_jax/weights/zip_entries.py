@@ -112,13 +112,13 @@ class Entries:
             # The header before the entry; its length is written nowhere else.
             archive.seek(info.header_offset)
             header = archive.read(30)
-            if len(header) < 30 or header[:4] != b"PK\x03\x04":
+            if len(header) < 30:
                 raise EntryError(f"{name} is damaged: it does not begin where the table of contents says")
             name_bytes, extra_bytes = struct.unpack("<HH", header[26:])
             encoding = "utf-8" if info.flag_bits & 0x800 else "cp437"
             if archive.read(name_bytes).decode(encoding, errors="replace") != info.orig_filename:
                 raise EntryError(f"{name} is damaged: the table of contents gives it another name")
         start = info.header_offset + 30 + name_bytes + extra_bytes
-        if info.compress_size != info.file_size or start + info.file_size > end:
+        if start + info.file_size > end:
             raise EntryError(f"{name} is damaged: it reaches beyond the end of the file")
         return Entry(self.file, name, start, info.file_size, info.CRC)

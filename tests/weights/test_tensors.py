@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import tracemalloc
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from deltalm_jax.weights.tensors import WeightsError, read_safetensors, write_safetensors
+from deltalm_jax.weights.tensors import WeightsError, read_safetensors, whole_file, write_safetensors
 from tests.support.torch_saved import numbers
 from tests.weights.torch_archives import GOLDEN
 
@@ -182,6 +183,21 @@ def test_a_file_is_replaced_only_by_a_whole_one(tmp_path):
     with pytest.raises(WeightsError, match="cannot be written"):
         write_safetensors(tmp_path / "absent" / "model.safetensors", {"w": numbers(3)})
     assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_leaves_the_file_as_it_was(tmp_path):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"before")
+
+    def fill_disk() -> None:
+        with whole_file(path) as temporary:
+            temporary.write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(WeightsError, match=f"{path} cannot be written: No space left on device"):
+        fill_disk()
+    assert path.read_bytes() == b"before"
     assert list(tmp_path.iterdir()) == [path]
 
 

@@ -158,7 +158,7 @@ def test_big_endian_numbers_are_refused(tmp_path):
 
 def test_compressed_entries_are_refused(tmp_path):
     path = write_archive(tmp_path, b"\x80\x02}.", {}, compression=zipfile.ZIP_DEFLATED)
-    with pytest.raises(WeightsError, match="compressed"):
+    with pytest.raises(WeightsError, match="is compressed or encrypted"):
         read_torch_file(path)
 
 
@@ -185,6 +185,18 @@ def test_a_flipped_bit_is_found_when_the_tensor_is_read(tmp_path, name):
             state[name].read()
         assert f"{path}: tensor {name!r}" in str(error.value)
     np.testing.assert_array_equal(state["encoder.parameter"].read(), numbers(7))
+
+
+def test_a_file_cut_after_it_was_opened(tmp_path):
+    path = tmp_path / "written.pt"
+    write_torch_file(path, {"w": np.arange(100.0)})
+    tensor = read_torch_file(path)["w"]
+    path.write_bytes(path.read_bytes()[: tensor.entry.start + 5])
+    with pytest.raises(WeightsError, match=f"{path}: tensor 'w': .*data/0 ends early"):
+        tensor.read()
+    path.unlink()
+    with pytest.raises(WeightsError, match=f"{path} cannot be read: No such file"):
+        tensor.read()
 
 
 def test_archives_without_checksums(tmp_path):
