@@ -16,14 +16,14 @@ from typing import Any
 
 import jax
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from deltalm_jax.data.shards import digest_file, write_atomically
 from deltalm_jax.data.vocabulary import Vocabulary, VocabularyError
 from deltalm_jax.model.config import ModelConfig
 from deltalm_jax.model.deltalm import Params
 from deltalm_jax.weights.state_dict import flatten, unflatten
-from deltalm_jax.weights.tensors import WeightsError, write_safetensors
+from deltalm_jax.weights.tensors import WeightsError, read_safetensors, write_safetensors
 
 FORMAT = 1
 DESCRIPTION, VOCABULARY, _ARRAYS = "model.json", "vocabulary.model", "model.safetensors"
@@ -105,24 +105,22 @@ class ModelFolder:
           WeightsError: the trees differ; names the leaves.
         """
         path, wanted = self.folder / _ARRAYS, flatten(abstract)
-        try:
-            with safe_open(path, framework="numpy") as file:
-                found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-                for name in sorted(found.keys() | wanted.keys()):
-                    shape = tuple(wanted[name].shape) if name in wanted else None
-                    if shape != found.get(name):
-                        raise WeightsError(
-                            f"{path}: {name} has the shape {found.get(name)} there and {shape} in the model asked for "
-                            "(None: there is none)"
-                        )
-                return unflatten({name: _read_sharded(file, name, leaf) for name, leaf in wanted.items()})
-        except SafetensorError as error:
-            raise WeightsError(f"{path}: {error}") from error
+        found = {name: tensor.shape for name, tensor in read_safetensors(path).items()}
+        for name in sorted(found.keys() | wanted.keys()):
+            shape = tuple(wanted[name].shape) if name in wanted else None
+            if shape != found.get(name):
+                raise WeightsError(
+                    f"{path}: {name} has the shape {found.get(name)} there and {shape} in the model asked for (None: there is "
+                    "none)"
+                )
+        return unflatten({name: _read_sharded(path, name, leaf) for name, leaf in wanted.items()})
 
 
-def _read_sharded(file: Any, name: str, leaf: jax.ShapeDtypeStruct) -> jax.Array:
-    array = file.get_slice(name)
-    return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: array[index])
+def _read_sharded(path: Path, name: str, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    # Opened for each array anew: the library maps the file, and what was read of a mapped file counts as memory.
+    with safe_open(path, framework="numpy") as file:
+        array = file.get_slice(name)
+        return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: array[index])
 
 
 def load_vocabulary(folder: Path, layout: dict[str, Any]) -> Vocabulary:

@@ -182,18 +182,18 @@ def read_params(state: StateDict, shapes: Params, naming: Naming, copies: Iterab
 
 
 def tensors_of(params: Params, naming: Naming) -> Iterator[tuple[str, np.ndarray]]:
-    """The tensors of a state dict, one by one: names, and contiguous arrays in fairseq's order of ids."""
+    """The tensors of a state dict, one by one, in fairseq's order of ids.
+
+    All but the token table are views of the parameters, many of them transposed: writers make contiguous what they write.
+    """
     for path, leaf in flatten(params).items():
-        name = naming(path)
-        if "{layer}" in name:
-            for layer, values in enumerate(np.asarray(leaf)):
-                yield name.format(layer=layer), np.ascontiguousarray(values.T if is_transposed(path) else values)
-        elif path == "token_embedding":
-            table_VD = np.array(leaf)
-            table_VD[:4] = table_VD[list(FROM_FAIRSEQ)]
-            yield name, table_VD
-        else:
-            yield name, np.ascontiguousarray(leaf)
+        values, name = np.asarray(leaf), naming(path)
+        if path == "token_embedding":
+            values = values.copy()
+            values[:4] = values[list(FROM_FAIRSEQ)]
+        layers = enumerate(values) if "{layer}" in name else [(0, values)]
+        for layer, tensor in layers:
+            yield name.format(layer=layer), tensor.T if is_transposed(path) else tensor
 
 
 def flatten(params: Params) -> dict[str, Any]:
