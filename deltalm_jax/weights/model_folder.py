@@ -110,8 +110,7 @@ class ModelFolder:
             shape = tuple(wanted[name].shape) if name in wanted else None
             if shape != found.get(name):
                 raise WeightsError(
-                    f"{path}: {name} has the shape {found.get(name)} there and {shape} in the model asked for (None: there is "
-                    "none)"
+                    f"{path}: {name} has the shape {found.get(name)} there and {shape} in the model asked for (None: absent)"
                 )
         return unflatten({name: _read_sharded(path, name, leaf) for name, leaf in wanted.items()})
 

@@ -1,0 +1,107 @@
+"""Runs that start from a saved model: from a folder of `convert`, and from another run."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+import deltalm_jax
+from deltalm_jax.data.chunks import PreparedData
+from deltalm_jax.data.vocabulary import Vocabulary
+from deltalm_jax.model.deltalm import init_params
+from deltalm_jax.parallel.mesh import MeshConfig, make_mesh
+from deltalm_jax.saved_model import check_fits, open_model
+from deltalm_jax.train import main
+from deltalm_jax.training.gin_files import load
+from deltalm_jax.training.starting_point import state_from_model
+from deltalm_jax.weights.model_folder import write_model
+from tests.support import runs
+from tests.support.toy_data import SAMPLE_VOCABULARY, write_toy_data
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> pathlib.Path:
+    """A folder with toy data, and a model with its vocabulary beside them."""
+    place = tmp_path_factory.mktemp("starts")
+    write_toy_data(place / "data", runs.TOY_TASKS)
+    config = load(["pretrain_tiny.gin"], runs.SMALL).model
+    params = jax.tree.map(np.asarray, jax.jit(lambda: init_params(config, jax.random.key(99)))())
+    (place / "model").mkdir()
+    write_model(place / "model", config, params, Vocabulary.load(SAMPLE_VOCABULARY), {"made": "by a test"})
+    return place
+
+
+@pytest.mark.parametrize("mesh", [{}, {"fsdp": 2}])
+def test_a_state_has_the_models_parameters_and_nothing_else_in_it(place, mesh):
+    config = load(
+        ["pretrain_tiny.gin"],
+        [*runs.SMALL, f"TrainConfig.init_from={place / 'model'}", "OptimizerConfig.ema_decay=0.9"],
+    )
+    devices = jax.devices()[: 2 if mesh else 1]
+    state = state_from_model(config, PreparedData.open(place / "data"), make_mesh(MeshConfig(**mesh), devices))
+    wanted = init_params(config.model, jax.random.key(99))
+    for part in ("params", "ema"):
+        jax.tree.map(np.testing.assert_array_equal, state[part], wanted)
+    assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(state["optimizer"]) if leaf.ndim)
+    assert int(state["step"]) == 0
+
+
+def test_a_run_starts_from_another_and_goes_on_without_it(place):
+    """With a learning rate of almost nothing, what it ends with is what it started from."""
+    first, second = place / "first", place / "second"
+    done = runs.run(first, place / "data", "TrainConfig.steps=2", cache=place / "cache")
+    assert done.returncode == 0, done.stderr
+    options = [f"TrainConfig.init_from={first}", "OptimizerConfig.learning_rate=1e-25", "TrainConfig.eval_every=0"]
+    done = runs.run(second, place / "data", "TrainConfig.steps=1", *options, cache=place / "cache")
+    assert done.returncode == 0, done.stderr
+    ours, theirs = runs.state(second, 1), runs.state(first, 2)
+    names = [name for name in ours if name.startswith("['params']")]
+    assert len(names) > 40
+    for name in names:
+        np.testing.assert_allclose(ours[name], theirs[name], rtol=0, atol=1e-20, err_msg=name)
+
+    model = deltalm_jax.load_model(first)
+    assert model.vocabulary == Vocabulary.load(SAMPLE_VOCABULARY)
+    np.testing.assert_array_equal(model.params["token_embedding"], theirs["['params']['token_embedding']"])
+    assert open_model(first / "checkpoints" / "2").config == model.config
+
+    first.rename(place / "away")
+    done = runs.run(second, place / "data", "TrainConfig.steps=2", *options, cache=place / "cache")
+    assert done.returncode == 0, done.stderr
+    assert "resuming at step 1" in done.stdout
+
+
+def refusal(place, capsys, *bindings: str) -> str:
+    """What the command says; in this process, as nothing is compiled."""
+    flags = [*runs.SMALL, f"DataConfig.prepared_dir={place / 'data'}", "TrainConfig.compilation_cache=False", *bindings]
+    code = main(["--gin_file=pretrain_tiny.gin", f"--run_dir={place / 'refused'}", *(f"--gin.{b}" for b in flags)])
+    assert code == 2
+    return capsys.readouterr().err
+
+
+def test_what_does_not_fit_is_refused(place, capsys):
+    error = refusal(place, capsys, f"TrainConfig.init_from={place / 'nowhere'}")
+    assert f"{place / 'nowhere'}: there is no such folder" in error
+    error = refusal(place, capsys, f"TrainConfig.init_from={place / 'model'}", "ModelConfig.num_heads=4")
+    assert f"ModelConfig.num_heads: 2 in {place / 'model'}, 4 in this run" in error
+
+    opened = open_model(place / "model")
+    other = Vocabulary.load(SAMPLE_VOCABULARY, sentinel_start=opened.vocabulary.sentinel_start + 2)
+    (place / "other").mkdir()
+    shapes = jax.eval_shape(lambda: init_params(opened.config, jax.random.key(0)))
+    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)
+    write_model(place / "other", opened.config, params, other, {})
+    error = refusal(place, capsys, f"TrainConfig.init_from={place / 'other'}")
+    start = opened.vocabulary.sentinel_start
+    assert "is not the one that" in error
+    assert f"sentinel_start {start + 2} and {start}" in error
+
+
+def test_dropout_and_precision_may_change(place):
+    saved = open_model(place / "model")
+    free = {"dropout_rate": 0.0, "attention_dropout_rate": 0.2, "compute_dtype": "float32", "remat": "full"}
+    check_fits(saved, dataclasses.replace(saved.config, **free), "this run")
