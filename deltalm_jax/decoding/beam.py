@@ -135,6 +135,9 @@ def beam_search(
     A source's result does not depend on its batch or padding, short of rounding. All rows of the token table are scored,
     filler included, and all but `PAD_ID` can be generated; nothing is renormalised for what is forbidden.
 
+    On a mesh, let each device search for its own sources: `jax.shard_map` over B with `check_vma=False` and the parameters
+    whole on every device. It then takes no communication, where the partitioner would gather the cache in every step.
+
     Args:
       config: as the parameters were made with.
       params: as `init_params` returns them.

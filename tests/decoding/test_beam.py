@@ -11,12 +11,14 @@ import dataclasses
 import functools
 import itertools
 import pathlib
+import re
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh, PartitionSpec
 from jax.tree_util import keystr
 
 from deltalm_jax.decoding import beam
@@ -260,6 +262,26 @@ def test_rows_of_padding_have_no_hypotheses_and_the_loop_ends_with_the_last_sour
     beam_search(TINY, random_model(18), np.zeros_like(sources), options)
     jax.effects_barrier()
     assert not steps
+
+
+def test_devices_search_for_their_own_sources_without_communication():
+    mesh = Mesh(np.array(jax.devices()[:4]), ("data",))
+    params, options = random_model(9), CASES["fairseq"]
+    sharded = jax.jit(
+        jax.shard_map(
+            lambda params, source: beam_search(TINY, params, source, options),
+            mesh=mesh,
+            in_specs=(PartitionSpec(), PartitionSpec("data")),
+            out_specs=PartitionSpec("data"),
+            check_vma=False,
+        )
+    )
+    program = sharded.lower(params, SOURCES).compile()
+    assert not re.search("all-gather|all-reduce|all-to-all|collective-permute", program.as_text())
+    expected = beam_search(TINY, params, SOURCES, options)
+    result = program(params, SOURCES)
+    np.testing.assert_array_equal(result.tokens_BKT, expected.tokens_BKT)
+    np.testing.assert_allclose(result.scores_BK, expected.scores_BK, rtol=0, atol=1e-5)
 
 
 def test_one_program_for_all_sources_of_a_shape():
