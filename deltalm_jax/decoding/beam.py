@@ -24,6 +24,9 @@ says which of the two decides the rest:
 What is done takes in nothing more; so the loop may leave off when all sources are done, and the result is what it would be
 at the limit. "transformers" is its `early_stopping=False`: a live hypothesis is scored as if it ended where it stands. With
 a length penalty above 0 it could still gain by growing, so this is a rule and no proof that nothing better follows.
+
+For the same tokens from its `generate`: num_beams, length_penalty, max_new_tokens, min_new_tokens, no_repeat_ngram_size and
+early_stopping as here, do_sample=False, and suppress_tokens=[its id of padding], which fairseq never generates either.
 """
 
 from __future__ import annotations
@@ -85,8 +88,8 @@ class BeamOptions:
             raise ValueError(f"BeamOptions.length_penalty must be finite, found {self.length_penalty}")
         if self.no_repeat_ngram_size < 0 or self.no_repeat_ngram_size == 1:
             raise ValueError(
-                f"BeamOptions.no_repeat_ngram_size must be 0, for no such rule, or at least 2: 1 would forbid every "
-                f"token's second use; found {self.no_repeat_ngram_size}"
+                f"BeamOptions.no_repeat_ngram_size must be 0, for no such rule, or at least 2: 1 would forbid "
+                f"</s>, as the decoder starts from it; found {self.no_repeat_ngram_size}"
             )
         if self.rule not in RULES:
             raise ValueError(f"BeamOptions.rule must be one of {', '.join(map(repr, RULES))}, found {self.rule!r}")
@@ -96,7 +99,7 @@ class BeamResult(NamedTuple):
     """The K hypotheses of each source, best first. T is `max_new_tokens` + 1.
 
     A source with fewer than K hypotheses (one of padding alone has none) has score -inf, length 0 and no tokens in the
-    places left over.
+    places left over. Where the model gives NaN, the scores of that source are NaN and its tokens mean nothing.
     """
 
     tokens_BKT: jax.Array  # int32: without the start token, with `</s>`, then `PAD_ID`.
@@ -181,17 +184,15 @@ def beam_search(
         log_probs_BKV = _forbid(options, state, log_probs_RV.reshape(batch, num_beams, -1))
 
         length = state.length + 1
-        candidates, parents_BC = _candidates(state.live, log_probs_BKV, length)
-        new_BC = jax.lax.dynamic_index_in_dim(candidates.tokens_BKL, length, axis=2, keepdims=False)
+        candidates, parents_BC, new_BC = _candidates(state.live, log_probs_BKV, length)
         ends_BC = (new_BC == EOS_ID) | (length == max_length)
 
-        live, order_BK = _best(
-            candidates._replace(scores_BK=jnp.where(ends_BC, -jnp.inf, candidates.scores_BK)), num_beams
-        )
+        going_on = candidates._replace(scores_BK=jnp.where(ends_BC, -jnp.inf, candidates.scores_BK))
+        live, order_BK = _best(going_on, num_beams)
         ended = _take_in(options, state.ended, candidates, ends_BC & ~state.done_B[:, None], length)
         # Beams of one source see the same source, so only their pasts are exchanged.
         rows_BK = jnp.arange(batch)[:, None] * num_beams + jnp.take_along_axis(parents_BC, order_BK, axis=1)
-        cache |= {"target": take_rows(cache["target"], rows_BK.reshape(-1))}
+        cache = cache | {"target": take_rows(cache["target"], rows_BK.reshape(-1))}
         return _State(length, live, ended, state.done_B | _done(options, live, ended, length), cache)
 
     ended = jax.lax.while_loop(unfinished, step, start).ended
@@ -218,7 +219,7 @@ def _forbid(options: BeamOptions, state: _State, log_probs_BKV: jax.Array) -> ja
 
 def _repeats(tokens_BKL: jax.Array, length: jax.Array, size: int) -> jax.Array:
     """The tokens that would now complete an n-gram for the second time, each where it did for the first; else `PAD_ID`."""
-    places_L = jnp.arange(tokens_BKL.shape[2])
+    places_L = jnp.arange(tokens_BKL.shape[2])  # Places below size - 1 end no n-gram, and so nothing wraps around.
     repeats_BKL = jnp.broadcast_to((places_L >= size - 1) & (places_L <= length), tokens_BKL.shape)
     for distance in range(1, size):
         earlier_BKL = jnp.roll(tokens_BKL, distance, axis=2)
@@ -227,14 +228,16 @@ def _repeats(tokens_BKL: jax.Array, length: jax.Array, size: int) -> jax.Array:
     return jnp.where(repeats_BKL, tokens_BKL, PAD_ID)
 
 
-def _candidates(live: _Hypotheses, log_probs_BKV: jax.Array, length: jax.Array) -> tuple[_Hypotheses, jax.Array]:
-    """The best 2K extensions to this length, and which live hypothesis each extends: [B, C]."""
+def _candidates(
+    live: _Hypotheses, log_probs_BKV: jax.Array, length: jax.Array
+) -> tuple[_Hypotheses, jax.Array, jax.Array]:
+    """The best 2K extensions to this length; which live hypothesis each extends, and by which token: [B, C] both."""
     batch, num_beams, vocab_size = log_probs_BKV.shape
     sums_BKV = live.scores_BK[:, :, None] + log_probs_BKV
     scores_BC, flat_BC = jax.lax.top_k(sums_BKV.reshape(batch, -1), 2 * num_beams)
     parents_BC, new_BC = flat_BC // vocab_size, flat_BC % vocab_size
     tokens_BCL = jnp.take_along_axis(live.tokens_BKL, parents_BC[:, :, None], axis=1)
-    return _Hypotheses(tokens_BCL.at[:, :, length].set(new_BC), scores_BC), parents_BC
+    return _Hypotheses(tokens_BCL.at[:, :, length].set(new_BC), scores_BC), parents_BC, new_BC
 
 
 def _best(hypotheses: _Hypotheses, count: int) -> tuple[_Hypotheses, jax.Array]:

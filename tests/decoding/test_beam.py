@@ -38,16 +38,15 @@ TINY = ModelConfig(
     scan_layers=False,
 )
 WORDS = [token for token in range(TINY.vocab_size) if token not in (PAD_ID, EOS_ID)]
-SOURCES = np.array([[4, 5, 6, 3, 0], [0, 0, 7, 2, 3], [5, 5, 1, 7, 3], [6, 3, 0, 0, 0]])
+SOURCES = np.array([[4, 5, 6, 3, 0], [0, 0, 7, 2, 3], [5, 5, 1, 7, 3], [4, 2, 0, 0, 0]])
 
 # Models whose hypotheses end in ways that tell the rules apart.
-SEEDS = (1, 2, 8, 9, 12, 15)
+SEEDS = (1, 2, 8, 9, 12, 20)
 
 BASE = BeamOptions(num_beams=3, max_new_tokens=4)
 CASES = {
     "fairseq": BASE,
     "greedy": dataclasses.replace(BASE, num_beams=1),
-    "short": dataclasses.replace(BASE, max_new_tokens=2),
     "long": dataclasses.replace(BASE, min_new_tokens=3),
     "not normalised": dataclasses.replace(BASE, length_penalty=0.0, min_new_tokens=0),
     "transformers": dataclasses.replace(BASE, rule="transformers"),
@@ -211,7 +210,7 @@ def test_fewer_hypotheses_than_beams():
 @pytest.mark.parametrize("case", ["fairseq", "not normalised", "transformers", "early stopping"])
 def test_scores_are_those_of_teacher_forcing(case: str):
     """Each hypothesis has the log-probability that the model without a cache gives it, and they are in order."""
-    options, params = CASES[case], random_model(12)
+    options, params = CASES[case], random_model(2)
     result = beam_search(TINY, params, SOURCES, options)
     targets = result.tokens_BKT.reshape(-1, 5)
     hidden = hidden_states(TINY, params, np.repeat(SOURCES, 3, axis=0), shift_right(targets))
@@ -227,14 +226,12 @@ def test_scores_are_those_of_teacher_forcing(case: str):
 def test_a_source_does_not_see_its_batch_or_padding():
     params, options = random_model(9), CASES["fairseq"]
     together = beam_search(TINY, params, SOURCES, options)
-    reversed_batch = beam_search(TINY, params, SOURCES[::-1], options)
-    padded = beam_search(TINY, params, np.pad(SOURCES, [(0, 0), (1, 1)]), options)
     alone = beam_search(TINY, params, SOURCES[1:2, 2:], options)
-    for ours, other in ((together, padded), (together, BeamResult(*(leaf[::-1] for leaf in reversed_batch)))):
-        np.testing.assert_array_equal(ours.tokens_BKT, other.tokens_BKT)
-        np.testing.assert_allclose(ours.scores_BK, other.scores_BK, rtol=0, atol=1e-5)
     np.testing.assert_array_equal(together.tokens_BKT[1], alone.tokens_BKT[0])
     np.testing.assert_allclose(together.scores_BK[1], alone.scores_BK[0], rtol=0, atol=1e-5)
+    backwards = beam_search(TINY, params, SOURCES[::-1], options)
+    np.testing.assert_array_equal(together.tokens_BKT[::-1], backwards.tokens_BKT)
+    np.testing.assert_allclose(together.scores_BK[::-1], backwards.scores_BK, rtol=0, atol=1e-5)
     assert np.diff(np.sort(together.scores_BK[:, 0])).min() > 1e-3, "the sources differ"
 
 
@@ -262,6 +259,17 @@ def test_rows_of_padding_have_no_hypotheses_and_the_loop_ends_with_the_last_sour
     beam_search(TINY, random_model(18), np.zeros_like(sources), options)
     jax.effects_barrier()
     assert not steps
+
+
+def test_nan_shows_in_the_scores_of_its_source_alone():
+    """A position that only the two sources of four tokens and more reach is broken."""
+    params = random_model(1)
+    expected = beam_search(TINY, params, SOURCES, CASES["fairseq"])
+    params["encoder"]["position_embedding"][5] = np.nan
+    result = beam_search(TINY, params, SOURCES, CASES["fairseq"])
+    assert np.isnan(result.scores_BK[::2]).all()
+    for ours, other in zip(result, expected, strict=True):
+        np.testing.assert_array_equal(ours[1::2], other[1::2])
 
 
 def test_devices_search_for_their_own_sources_without_communication():
