@@ -210,7 +210,7 @@ def test_fewer_hypotheses_than_beams():
 @pytest.mark.parametrize("case", ["fairseq", "not normalised", "transformers", "early stopping"])
 def test_scores_are_those_of_teacher_forcing(case: str):
     """Each hypothesis has the log-probability that the model without a cache gives it, and they are in order."""
-    options, params = CASES[case], random_model(2)
+    options, params = CASES[case], random_model(1)
     result = beam_search(TINY, params, SOURCES, options)
     targets = result.tokens_BKT.reshape(-1, 5)
     hidden = hidden_states(TINY, params, np.repeat(SOURCES, 3, axis=0), shift_right(targets))
