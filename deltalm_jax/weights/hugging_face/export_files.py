@@ -1,5 +1,0 @@
-from __future__ import annotations
-
-
-def write_companions(folder, config, vocabulary):
-    pass
