@@ -12,7 +12,7 @@ from deltalm_jax.data.vocabulary import Vocabulary
 from deltalm_jax.model.config import ModelConfig
 from deltalm_jax.model.deltalm import Params
 from deltalm_jax.weights import names
-from deltalm_jax.weights.files import heads_in_config, read_state_dict
+from deltalm_jax.weights.files import config_json, read_state_dict
 from deltalm_jax.weights.hugging_face.export_files import write_companions
 from deltalm_jax.weights.state_dict import StateDict, abstract_params, config_of, read_params, tensors_of
 from deltalm_jax.weights.tensors import WeightsError, write_safetensors
@@ -54,8 +54,10 @@ def read_hugging_face(path: Path, num_heads: int | None) -> Read:
     state = read_state_dict(path, "model")
     if _BIAS in state.tensors and state.take(_BIAS, state.shape(_BIAS)).any():
         raise WeightsError(f"{state.file}: tensor {_BIAS!r} is not zero, but DeltaLM's output has no bias")
-    heads = num_heads or heads_in_config(path, "encoder_attention_heads")
-    return _read(state, names.hugging_face, _HUGGING_FACE_COPIES, heads, "Hugging Face port")
+    config = config_json(path)
+    heads = num_heads or config.get("encoder_attention_heads")
+    decoder = "interleaved" if config.get("interleaved_decoder", True) else "vanilla"
+    return _read(state, names.hugging_face, _HUGGING_FACE_COPIES, heads, "Hugging Face port", decoder=decoder)
 
 
 def write_official(path: Path, config: ModelConfig, params: Params, ffn_order: str) -> None:
@@ -64,17 +66,24 @@ def write_official(path: Path, config: ModelConfig, params: Params, ffn_order: s
     Raises:
       WeightsError: the decoder is not interleaved.
     """
-    _check_interleaved(config)
+    if config.decoder != "interleaved":
+        raise WeightsError(f"a released file has an interleaved decoder, and no place for a {config.decoder} one")
     tensors = dict(tensors_of(params, names.official(ffn_order)))
     tensors["tgt_embedding.embed_tokens.weight"] = tensors["src_embedding.embed_tokens.weight"]
     write_torch_file(path, {"weights": tensors})
 
 
 def write_hugging_face(folder: Path, config: ModelConfig, params: Params, vocabulary: Vocabulary | None) -> None:
-    """Writes a folder that `transformers` loads, with a PyTorch module of ours; errors as above."""
-    _check_interleaved(config)
-    write_safetensors(folder / "model.safetensors", dict(tensors_of(params, names.hugging_face)), {"format": "pt"})
-    write_companions(folder, config, vocabulary)
+    """Writes a folder that `transformers` loads, with a PyTorch module of ours.
+
+    Raises:
+      WeightsError: the vocabulary does not fit the model.
+    """
+    try:
+        write_companions(folder, config, vocabulary)
+    except ValueError as error:
+        raise WeightsError(str(error)) from error
+    write_safetensors(folder / "model.safetensors", dict(tensors_of(params, names.hugging_face)))
 
 
 def _read(
@@ -84,13 +93,9 @@ def _read(
     num_heads: int | None,
     what: str,
     ignored: tuple[str, ...] = (),
+    decoder: str = "interleaved",
 ) -> Read:
-    config = config_of(state, naming, num_heads, with_decoder=True)
+    config = config_of(state, naming, num_heads, decoder)
     params = read_params(state, abstract_params(config), naming, copies)
     state.finish(ignored)
     return config, params, (f"{what}: {len(state.tensors)} tensors",)
-
-
-def _check_interleaved(config: ModelConfig) -> None:
-    if config.decoder != "interleaved":
-        raise WeightsError(f"only an interleaved decoder has a place in this format, not a {config.decoder} one")

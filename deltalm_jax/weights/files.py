@@ -38,20 +38,22 @@ def vocabulary_file(path: Path) -> Path | None:
     return next((folder / name for name in _VOCABULARIES if (folder / name).is_file()), None)
 
 
-def heads_in_config(path: Path, field: str) -> int | None:
-    """The number of attention heads by a field of a folder's `config.json`; None if it does not tell.
+def config_json(path: Path) -> dict[str, Any]:
+    """What the `config.json` of a folder of Hugging Face's says; nothing where there is none.
 
     Raises:
       WeightsError: the file is damaged.
     """
     file = path / "config.json"
     if not file.is_file():
-        return None
+        return {}
     try:
-        heads = json.loads(file.read_text(encoding="utf-8")).get(field)
-    except (ValueError, AttributeError) as error:
-        raise WeightsError(f"{file}: is no configuration: {error}") from error
-    return heads if isinstance(heads, int) else None
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise WeightsError(f"{file}: is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise WeightsError(f"{file}: is no configuration, but a {type(content).__name__}")
+    return content
 
 
 def read_state_dict(path: Path, *keys: str) -> StateDict:

@@ -106,8 +106,14 @@ class StateDict:
             )
 
 
-def config_of(state: StateDict, naming: Naming, num_heads: int | None, *, with_decoder: bool) -> ModelConfig:
-    """The sizes, read off the tensors; without a decoder, `num_decoder_layers` is what the default says of none.
+def config_of(state: StateDict, naming: Naming, num_heads: int | None, decoder: str | None) -> ModelConfig:
+    """The sizes, read off the tensors.
+
+    Args:
+      state: the file.
+      naming: what it calls our leaves.
+      num_heads: attention heads; None takes those of the published models of this width.
+      decoder: the kind of its decoder layers; None: it has none, and the configuration a decoder as large as the encoder.
 
     Raises:
       WeightsError: a tensor is missing, or the number of heads must be given.
@@ -124,7 +130,7 @@ def config_of(state: StateDict, naming: Naming, num_heads: int | None, *, with_d
         )
     decoder_layers = (
         state.layers(naming("decoder/layers/self_attention/query/kernel"))
-        if with_decoder
+        if decoder
         else max(num_encoder_layers // 2, 1)
     )
     try:
@@ -136,9 +142,8 @@ def config_of(state: StateDict, naming: Naming, num_heads: int | None, *, with_d
             num_encoder_layers=num_encoder_layers,
             num_decoder_layers=decoder_layers,
             max_length=positions - RESERVED_POSITIONS,
-            norm_placement="pre"
-            if with_decoder and naming("encoder/final_layer_norm/scale") in state.tensors
-            else "post",
+            decoder=decoder or "interleaved",
+            norm_placement="pre" if decoder and naming("encoder/final_layer_norm/scale") in state.tensors else "post",
             embedding_layer_norm=naming("encoder/embedding_layer_norm/scale") in state.tensors,
         )
     except ValueError as error:

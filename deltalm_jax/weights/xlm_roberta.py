@@ -18,7 +18,7 @@ from deltalm_jax.data.vocabulary import Vocabulary
 from deltalm_jax.model.config import ModelConfig
 from deltalm_jax.model.deltalm import Params
 from deltalm_jax.weights import names
-from deltalm_jax.weights.files import heads_in_config, read_state_dict
+from deltalm_jax.weights.files import config_json, read_state_dict
 from deltalm_jax.weights.state_dict import StateDict, abstract_params, config_of, read_params
 from deltalm_jax.weights.tensors import StoredTensor, WeightsError
 
@@ -64,7 +64,7 @@ def read_xlm_roberta(path: Path, vocabulary: Vocabulary | None, num_heads: int |
     state = read_state_dict(path, "model")
     _split_in_proj(state)
     naming = _naming(state)
-    config = config_of(state, naming, num_heads or heads_in_config(path, "num_attention_heads"), with_decoder=False)
+    config = config_of(state, naming, num_heads or config_json(path).get("num_attention_heads"), decoder=None)
     shapes = abstract_params(config)
     params = read_params(state, {name: shapes[name] for name in ("token_embedding", "encoder")}, naming)
     token_type = naming("encoder/position_embedding").replace("position_embeddings", "token_type_embeddings")

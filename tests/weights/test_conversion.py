@@ -271,12 +271,18 @@ def test_the_number_of_heads_must_be_said_where_no_published_model_tells(officia
         convert(Request("deltalm", path, tmp_path / "out", num_heads=5))
 
 
-def test_a_vanilla_decoder_has_no_place_in_the_other_formats(encoder_of_the_sample, tmp_path):
+def test_a_vanilla_decoder_has_a_place_in_one_format_only(encoder_of_the_sample, tmp_path):
     convert(Request("xlm_roberta", encoder_of_the_sample, tmp_path / "v", initialize="vanilla_copied_cross_attention"))
-    for target in ("deltalm", "huggingface_deltalm"):
-        with pytest.raises(UserError, match="only an interleaved decoder has a place"):
-            convert(Request("native", tmp_path / "v", tmp_path / "out", target=target))
+    with pytest.raises(UserError, match="no place for a vanilla one"):
+        convert(Request("native", tmp_path / "v", tmp_path / "out", target="deltalm"))
     assert not (tmp_path / "out").exists()
+    convert(Request("native", tmp_path / "v", tmp_path / "there", target="huggingface_deltalm"))
+    convert(Request("huggingface_deltalm", tmp_path / "there", tmp_path / "back"))
+    assert open_model(tmp_path / "back").config == open_model(tmp_path / "v").config
+    before, after = arrays_of(tmp_path / "v"), arrays_of(tmp_path / "back")
+    assert before.keys() == after.keys()
+    for name, values in before.items():
+        np.testing.assert_array_equal(after[name], values, err_msg=name)
 
 
 def test_an_output_that_is_there_is_kept(official_state, save, tmp_path):
