@@ -139,9 +139,8 @@ class DeltaLMDecoderLayer(DeltaLMLayer):
         keys_values = self.self_attn.keys_values(inputs_BTD)
         if cache is not None:
             keys_values = cache.self_attention_cache.update(*keys_values, self.index)
-            # A static cache has places that nothing was written to yet.
-            unwritten = keys_values[0].shape[2] - self_bias.shape[3]
-            self_bias = F.pad(self_bias, (0, unwritten), value=torch.finfo(self_bias.dtype).min / 2)
+            if keys_values[0].shape[2] != self_bias.shape[3]:
+                raise ValueError('Only a cache that grows is supported: leave cache_implementation out, or "dynamic"')
         outputs_BTD, self_weights = self.self_attn(inputs_BTD, keys_values, self_bias, output_attentions)
         hidden_BTD = self.leave(self.self_attn_layer_norm, hidden_BTD, outputs_BTD)
 
