@@ -25,7 +25,7 @@ transformers = pytest.importorskip("transformers")
 from safetensors.numpy import load_file, save_file  # noqa: E402
 
 from deltalm_jax.data.vocabulary import EOS_ID, Vocabulary  # noqa: E402
-from deltalm_jax.model.config import ModelConfig  # noqa: E402
+from deltalm_jax.model.config import PRESETS, ModelConfig  # noqa: E402
 from deltalm_jax.model.deltalm import hidden_states, logits  # noqa: E402
 from deltalm_jax.weights.hugging_face.export_files import write_companions  # noqa: E402
 from tests.model.conftest import (  # noqa: E402
@@ -271,6 +271,8 @@ def test_the_cache_changes_nothing(base_model: Any, arrays: dict[str, np.ndarray
         torch.manual_seed(0)
         found.append(base_model.generate(source, max_length=12, use_cache=use_cache, **options))
     assert torch.equal(*found)
+    with pytest.raises(ValueError, match=r"Only a cache that grows is supported|does not support .*static"):
+        base_model.generate(source, max_length=12, cache_implementation="static", **options)
 
 
 @pytest.mark.parametrize("masked", [True, False])
@@ -396,6 +398,16 @@ def test_the_encoder_and_the_base_model_alone(base_folder: Path, arrays: dict[st
     assert_close_where(decoder_input != PAD, hidden, arrays["pad/decoder_features"])
     assert isinstance(as_tuple, tuple)
     assert_close_where(decoder_input != PAD, as_tuple[0], arrays["pad/decoder_features"])
+
+
+@pytest.mark.parametrize(("preset", "count"), [("base", 362_981_376), ("large", 861_777_920)])
+def test_sizes_of_the_released_models(tmp_path: Path, preset: str, count: int) -> None:
+    """As many parameters as the official code has with 250,104 rows."""
+    write_companions(tmp_path, PRESETS[preset], None)
+    config = transformers.AutoConfig.from_pretrained(tmp_path, trust_remote_code=True)
+    with torch.device("meta"):
+        model = transformers.AutoModelForSeq2SeqLM.from_config(config, trust_remote_code=True)
+    assert model.num_parameters() == count
 
 
 def test_what_does_not_fit_is_refused(base_model: Any) -> None:

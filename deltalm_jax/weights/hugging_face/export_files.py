@@ -127,7 +127,7 @@ print({output})
 ```
 
 - `trust_remote_code=True` runs the Python files of this folder: read them first. They were tested with transformers
-  4.46.3, 4.57.6, 5.0.0, 5.12.1 and 5.24.0, and torch 2.14.1.
+  4.46.3, 4.57.6, 5.0.0, 5.12.1 and 5.24.0, and torch 2.13.0 and 2.14.1.
 - A source is its text and `</s>`; a target is its text and `</s>`, and decoding starts from `</s>`. There is no `<s>`.
 - `model(**inputs, labels=labels).loss` is the mean over the targets; `-100` and padding do not count.
 - At most {config.max_length} tokens on either side.

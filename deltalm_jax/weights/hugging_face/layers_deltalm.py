@@ -139,6 +139,8 @@ class DeltaLMDecoderLayer(DeltaLMLayer):
         keys_values = self.self_attn.keys_values(inputs_BTD)
         if cache is not None:
             keys_values = cache.self_attention_cache.update(*keys_values, self.index)
+            if keys_values[0].shape[2] != self_bias.shape[3]:
+                raise ValueError('Only a cache that grows is supported: leave cache_implementation out, or "dynamic"')
         outputs_BTD, self_weights = self.self_attn(inputs_BTD, keys_values, self_bias, output_attentions)
         hidden_BTD = self.leave(self.self_attn_layer_norm, hidden_BTD, outputs_BTD)
 
@@ -284,7 +286,7 @@ class DeltaLMDecoder(DeltaLMStack):
         """
         real_BL = self.real(input_ids, inputs_embeds, attention_mask)
         target_length = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]
-        past_length = cache.get_seq_length() if cache is not None else 0
+        past_length = int(cache.get_seq_length()) if cache is not None else 0
         length = past_length + target_length
         self.check_length(length)
         if real_BL.shape[1] == target_length:

@@ -232,7 +232,7 @@ class DeltaLMForConditionalGeneration(DeltaLMPreTrainedModel, GenerationMixin):
     ):
         """Arguments of `forward` for the next token, given all `input_ids` [B, L] of the decoder so far."""
         cache = past_key_values if cache is None else cache
-        past_length = cache.get_seq_length() if cache is not None else 0
+        past_length = int(cache.get_seq_length()) if cache is not None else 0
         if decoder_attention_mask is None:
             decoder_attention_mask = input_ids != self.config.pad_token_id
         return {
