@@ -3,19 +3,20 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN_DIR ?= runs/pretrain_tiny
 BIN = $(VENV)/bin
-# Each by name: pdoc leaves out the modules of a package that says what it exports.
-MODULES = $(subst /,.,$(patsubst %.py,%,$(patsubst %/__init__.py,%,$(sort $(shell find deltalm_jax tasks -name '*.py' -not -path 'tasks/sample/*')))))
+# Each by name: pdoc leaves out the modules of a package that says what it exports. Those that need torch are not for import.
+MODULES = $(subst /,.,$(patsubst %.py,%,$(patsubst %/__init__.py,%,$(sort $(shell find deltalm_jax tasks -name '*.py' -not -path 'tasks/sample/*' -not -name '*_deltalm.py')))))
 
-.PHONY: help setup pretrain test test-slow lint docs verify clean
+.PHONY: help setup pretrain test test-torch test-slow lint docs verify clean
 
 help:
-	@echo "make pretrain   set up, then pretrain a tiny DeltaLM on the shipped sample (again: goes on where it stopped)"
-	@echo "make test       set up, then run the tests"
-	@echo "make test-slow  the tests and the longer soaks"
-	@echo "make lint       ruff and mypy"
-	@echo "make docs       reference of all modules, from their docstrings, into build/docs"
-	@echo "make verify     print each claim of the README beside what this machine measures"
-	@echo "make clean      remove the environment and caches (not runs, not prepared data)"
+	@echo "make pretrain    set up, then pretrain a tiny DeltaLM on the shipped sample (again: goes on where it stopped)"
+	@echo "make test        set up, then run the tests"
+	@echo "make test-torch  installs torch too, then compares exported models and files with torch and transformers"
+	@echo "make test-slow   the tests and the longer soaks"
+	@echo "make lint        ruff and mypy"
+	@echo "make docs        reference of all modules, from their docstrings, into build/docs"
+	@echo "make verify      print each claim of the README beside what this machine measures"
+	@echo "make clean       remove the environment and caches (not runs, not prepared data)"
 
 $(VENV)/.base: setup.cfg pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else f"Python 3.11 to 3.13 is needed, {sys.executable} is {v[0]}.{v[1]}: make PYTHON=/path/to/python3.11 …")'
@@ -35,10 +36,18 @@ pretrain: $(VENV)/.base
 	@GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/python -m deltalm_jax.train --gin_file=pretrain_tiny.gin --run_dir=$(RUN_DIR)
 
 test: $(VENV)/.development
-	@$(BIN)/python -m pytest -m "not slow"
+	@$(BIN)/python -m pytest -m "not slow and not torch"
+
+# torch stays out of the development environment: from PyPI it brings gigabytes of CUDA libraries along on Linux.
+$(VENV)/.torch: $(VENV)/.development
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[torch]'
+	@touch $@
+
+test-torch: $(VENV)/.torch
+	@$(BIN)/python -m pytest -m torch tests/weights
 
 test-slow: $(VENV)/.development
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -m "not torch"
 
 lint: $(VENV)/.development
 	@$(BIN)/ruff check .

@@ -1,0 +1,97 @@
+"""A model that `convert` hands on does in transformers what it does here: the same logits, the same beams."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tempfile
+
+import numpy as np
+import pytest
+
+# Before transformers is imported: nothing is looked up on the network, and the model's code is copied to a folder of ours.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_MODULES_CACHE", tempfile.mkdtemp(prefix="hugging_face_modules_"))
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+import deltalm_jax  # noqa: E402
+from deltalm_jax.data.vocabulary import PAD_ID, Vocabulary, from_fairseq_ids, to_fairseq_ids  # noqa: E402
+from deltalm_jax.decoding.beam import BeamOptions, beam_search  # noqa: E402
+from deltalm_jax.model.config import ModelConfig  # noqa: E402
+from deltalm_jax.weights.conversion import Request, convert  # noqa: E402
+from deltalm_jax.weights.model_folder import write_model  # noqa: E402
+from tests.model.conftest import random_params  # noqa: E402
+from tests.support.toy_data import SAMPLE_VOCABULARY  # noqa: E402
+
+pytestmark = pytest.mark.torch
+
+BASE_STYLE = ModelConfig(
+    vocab_size=30,
+    hidden_size=24,
+    feed_forward_size=36,
+    num_heads=3,
+    num_encoder_layers=2,
+    num_decoder_layers=1,
+    max_length=32,
+)
+LARGE_STYLE = dataclasses.replace(BASE_STYLE, embedding_layer_norm=False)
+RULES = {"transformers": False, "transformers_early_stopping": True}
+
+
+def export(config: ModelConfig, folder, vocabulary: Vocabulary | None = None):
+    """(our model, transformers' model) of the same random weights, the latter from a folder of `convert`."""
+    (folder / "native").mkdir()
+    write_model(folder / "native", config, random_params(config), vocabulary, {})
+    convert(Request("native", folder / "native", folder / "exported", target="huggingface_deltalm"))
+    theirs = transformers.AutoModelForSeq2SeqLM.from_pretrained(folder / "exported", trust_remote_code=True).eval()
+    return deltalm_jax.load_model(folder / "native"), theirs
+
+
+@pytest.mark.parametrize("config", [BASE_STYLE, LARGE_STYLE], ids=["base", "large"])
+def test_the_same_logits_and_the_same_beams(config, tmp_path):
+    ours, theirs = export(config, tmp_path)
+    random = np.random.default_rng(1)
+    tokens = random.integers(4, 30, (6, 9))
+    tokens[2:4, 5:] = PAD_ID
+    source = torch.tensor(to_fairseq_ids(tokens))
+    decoder = np.concatenate([np.full((6, 1), 3), random.integers(4, 30, (6, 6))], axis=1)
+    with torch.no_grad():
+        scores = theirs(
+            source, attention_mask=source != 1, decoder_input_ids=torch.tensor(to_fairseq_ids(decoder))
+        ).logits
+    found = np.asarray(ours.logits(tokens, decoder))[..., from_fairseq_ids(np.arange(30))]
+    np.testing.assert_allclose(found, scores.numpy(), rtol=0, atol=1e-4)
+
+    ended_early = 0
+    for rule, early_stopping in RULES.items():
+        options = BeamOptions(num_beams=4, max_new_tokens=12, min_new_tokens=1, length_penalty=0.7, rule=rule)
+        result = beam_search(config, ours.params, tokens, options)
+        generated = theirs.generate(
+            source, attention_mask=source != 1, num_beams=4, num_return_sequences=4, max_new_tokens=12, min_new_tokens=1,
+            length_penalty=0.7, early_stopping=early_stopping, do_sample=False, return_dict_in_generate=True,
+            output_scores=True,
+        )  # fmt: skip
+        beams = from_fairseq_ids(generated.sequences[:, 1:].numpy())
+        np.testing.assert_allclose(result.scores_BK.reshape(-1), generated.sequences_scores.numpy(), atol=1e-4)
+        for row, (hypothesis, length) in enumerate(
+            zip(result.tokens_BKT.reshape(24, -1), result.lengths_BK.reshape(-1), strict=True)
+        ):
+            np.testing.assert_array_equal(hypothesis[:length], beams[row][:length], err_msg=f"{rule} {row}")
+        ended_early += int((result.lengths_BK < 12).sum())
+    assert ended_early > 4
+
+
+def test_text_goes_through_the_exported_tokenizer_and_back(tmp_path):
+    vocabulary = Vocabulary.load(SAMPLE_VOCABULARY)
+    config = dataclasses.replace(BASE_STYLE, vocab_size=vocabulary.size)
+    ours, theirs = export(config, tmp_path, vocabulary)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "exported", trust_remote_code=True)
+    text = "Alle Menschen sind frei"
+    batch = tokenizer(text, return_tensors="pt")
+    tokens = from_fairseq_ids(batch["input_ids"].numpy())
+    assert tokens[0].tolist() == [*vocabulary.encode(text), 3]
+    with torch.no_grad():
+        encoded = theirs.get_encoder()(**batch).last_hidden_state.numpy()
+    np.testing.assert_allclose(ours.encode(tokens), encoded, rtol=0, atol=1e-4)
