@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import pathlib
 import shlex
 import sys
@@ -21,7 +22,7 @@ a trained model on. Reading a checkpoint runs none of the code that may be in it
 _EXAMPLES = """
 examples:
   python -m deltalm_jax.convert --from=xlm_roberta --input=xlm-roberta-base --output=models/start
-  python -m deltalm_jax.train --gin_file=pretrain_base.gin --gin.TrainConfig.init_from=\\"models/start\\"
+  python -m deltalm_jax.train --gin_file=pretrain_base.gin --gin.TrainConfig.init_from=models/start
   python -m deltalm_jax.convert --from=deltalm --input=deltalm-base.pt --vocabulary=spm.model --output=models/deltalm_base
   python -m deltalm_jax.convert --from=native --input=runs/pretrain_base --to=huggingface_deltalm --output=export
 """
@@ -29,8 +30,8 @@ examples:
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     """Command-line flags."""
+    from deltalm_jax.conversion import SENTINEL_LAYOUTS, SOURCES, TARGETS
     from deltalm_jax.model.warm_start import INITIALIZATIONS
-    from deltalm_jax.weights.conversion import SENTINEL_LAYOUTS, SOURCES, TARGETS
     from deltalm_jax.weights.names import FFN_ORDERS
 
     parser = argparse.ArgumentParser(
@@ -52,14 +53,21 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     )
     start = parser.add_argument_group("from an encoder (xlm_roberta)")
     start.add_argument(
-        "--initialize", choices=INITIALIZATIONS, default=INITIALIZATIONS[0],
+        "--initialize", choices=INITIALIZATIONS,
         help="how the decoder starts from the encoder (default: interleaved, the paper's way)",
     )  # fmt: skip
     start.add_argument(
         "--num_decoder_layers", type=int, metavar="N",
         help="layers of the decoder (default: as many as make it as large as the encoder)",
     )  # fmt: skip
-    start.add_argument("--seed", type=int, default=0, metavar="N", help="of what starts randomly (default: 0)")
+    start.add_argument(
+        "--decoder_output_rms", type=float, metavar="X",
+        help="scale the decoder's last LayerNorm so that its output has this root mean square; 1 makes an encoder with small "
+        "outputs learn faster at first (docs/weights.md)",
+    )  # fmt: skip
+    start.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="seed of the rows and weights that are drawn anew (default: 0)"
+    )
     details = parser.add_argument_group("what a file may not tell")
     details.add_argument(
         "--num_heads", type=int, metavar="H", help="attention heads (default: by config.json or the published widths)"
@@ -75,15 +83,16 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         help="rows of the token table: more are drawn, fewer cut off (default: of an encoder the vocabulary's size, else as "
         "they are)",
     )  # fmt: skip
-    details.add_argument("--num_sentinels", type=int, default=100, metavar="N", help="sentinels (default: 100)")
+    details.add_argument("--num_sentinels", type=int, metavar="N", help="sentinels after <mask> (default: 100)")
     details.add_argument(
-        "--sentinel_layout", choices=SENTINEL_LAYOUTS, default=SENTINEL_LAYOUTS[0],
+        "--sentinel_layout", choices=SENTINEL_LAYOUTS,
         help="where a released table's sentinels are read: after <mask> (250,002 to 250,101, the default) or in its last "
         "rows (250,004 to 250,103); `python -m deltalm_jax.probe sentinels` looks",
     )  # fmt: skip
     details.add_argument(
-        "--ffn_order", choices=FFN_ORDERS, default=FFN_ORDERS[0],
-        help="which of a released file's feed-forward networks comes first; `python -m deltalm_jax.probe ffn` looks",
+        "--ffn_order", choices=FFN_ORDERS,
+        help="which of a released file's feed-forward networks comes first (default: ffn_1_is_bottom); `python -m "
+        "deltalm_jax.probe ffn` looks",
     )  # fmt: skip
     return parser.parse_args(arguments)
 
@@ -91,15 +100,19 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code. Mistakes of the user's give one message and exit code 2."""
     flags = parse_arguments(sys.argv[1:] if arguments is None else arguments)
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before jax is imported: an accelerator would only be in the way
+    from deltalm_jax.conversion import Request, convert
     from deltalm_jax.errors import UserError
     from deltalm_jax.model.config import parameter_count
-    from deltalm_jax.weights.conversion import Request, convert
 
     try:
         model = convert(Request(**vars(flags)))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted; nothing was written", file=sys.stderr)
+        return 130
     config = model.config
     for note in model.notes:
         print(note)
@@ -110,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if model.vocabulary is None:
         print("no SentencePiece model was found: the vocabulary is not recorded (--vocabulary=FILE)")
     if flags.target == "native":
-        train = ["python", "-m", "deltalm_jax.train", "--gin_file=…", f'--gin.TrainConfig.init_from="{flags.output}"']
+        train = ["python", "-m", "deltalm_jax.train", "--gin_file=…", f"--gin.TrainConfig.init_from={flags.output}"]
         print(f"to train from it:\n  {shlex.join(train)}")
     return 0
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 _DESCRIPTION = """
 Find out from a released DeltaLM's weights what its files do not say. Convert it first; a wrong reading is then corrected
-by converting again with the option that is named.
+by converting the released file again, with the option that is named.
 
   sentinels   which rows of the token table are the sentinels (convert --sentinel_layout)
   ffn         which feed-forward network of a decoder layer comes first (convert --ffn_order)
@@ -35,7 +35,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("what", choices=("sentinels", "ffn"))
+    parser.add_argument("what", choices=("sentinels", "ffn"), help="what to look at")
     parser.add_argument(
         "--model", type=pathlib.Path, required=True, metavar="DIR", help="a model of convert --to=native, or a run"
     )
@@ -60,6 +60,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         model = load_model(flags.model)
         if model.vocabulary is None:
             raise SavedModelError(f"{flags.model}: its vocabulary is not known: convert it with --vocabulary=FILE")
+        if model.vocabulary.sentinel_start >= model.config.vocab_size:
+            raise SavedModelError(
+                f"{flags.model}: its {model.config.vocab_size:,} token rows hold no sentinels, as in fine-tuned models: "
+                "there is nothing to probe with"
+            )
+        if flags.num_texts < 1:
+            raise SavedModelError(f"--num_texts must be at least 1, found {flags.num_texts}")
         lines = _lines(flags.text, flags.num_texts)
         try:
             texts = mask_texts([model.vocabulary.encode(line) for line in lines])
@@ -104,12 +111,23 @@ def _reading(best: Row, model: Model) -> str:
 
 
 def _print_feed_forwards(model: Model, texts: MaskedTexts, encoder: pathlib.Path | None) -> None:
+    from deltalm_jax.saved_model import SavedModelError
     from deltalm_jax.weights.probes import probe_feed_forwards
     from deltalm_jax.weights.xlm_roberta import read_xlm_roberta
 
     assert model.vocabulary is not None
-    layers = read_xlm_roberta(encoder, None, model.config.num_heads).params["encoder"]["layers"] if encoder else None
-    orders = probe_feed_forwards(model.config, model.params, model.vocabulary.sentinel_start, texts, layers)
+    config, layers = model.config, None
+    if config.decoder != "interleaved":
+        raise SavedModelError(f"a {config.decoder} decoder has one feed-forward network in a layer: there is no order")
+    if encoder:
+        read = read_xlm_roberta(encoder, None, config.num_heads)
+        sizes = read.config.hidden_size, read.config.feed_forward_size
+        if sizes != (config.hidden_size, config.feed_forward_size):
+            raise SavedModelError(f"{encoder}: has the widths {sizes}, which are not the model's")
+        if read.config.num_encoder_layers < 2 * config.num_decoder_layers:
+            raise SavedModelError(f"{encoder}: has too few layers for a decoder of {config.num_decoder_layers} layers")
+        layers = read.params["encoder"]["layers"]
+    orders = probe_feed_forwards(config, model.params, model.vocabulary.sentinel_start, texts, layers)
     print(f"nats a token: {orders.nll_as_read:.3f} as converted, {orders.nll_swapped:.3f} with the networks exchanged")
     for i, ((low, high), (top_low, top_high)) in enumerate(orders.cosines):
         print(

@@ -7,6 +7,8 @@ the public way to a model that computes.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -18,9 +20,10 @@ import jax.numpy as jnp
 from deltalm_jax.data.vocabulary import Vocabulary
 from deltalm_jax.errors import UserError
 from deltalm_jax.model.config import ModelConfig, resolve_compute_dtype
-from deltalm_jax.model.deltalm import Params, apply_decoder, apply_encoder, init_params, logits
+from deltalm_jax.model.deltalm import Params, apply_decoder, apply_encoder, logits
 from deltalm_jax.training.checkpoint import SavedSteps
 from deltalm_jax.weights.model_folder import DESCRIPTION, ModelFolder, load_vocabulary
+from deltalm_jax.weights.state_dict import abstract_params
 
 
 class SavedModelError(UserError, ValueError):
@@ -35,15 +38,25 @@ class SavedModel:
       path: where it is.
       config: its shape.
       vocabulary: None if it is not known.
+      fingerprint: of the vocabulary, which may be known where the vocabulary itself is not; None if it is not.
       origin: JSON-able facts on where the weights are from.
+      digest: of the arrays: equal digests, equal models.
       read: abstract parameters (`jax.ShapeDtypeStruct` with shardings) → parameters, each device reading its own part.
     """
 
     path: Path
     config: ModelConfig
     vocabulary: Vocabulary | None
+    fingerprint: str | None
     origin: dict[str, Any]
+    digest: str
     read: Callable[[Params], Params]
+
+    def read_whole(self) -> Params:
+        """The parameters on the default device."""
+        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        shapes = abstract_params(self.config)
+        return self.read(jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=device), shapes))
 
 
 def open_model(path: str | Path) -> SavedModel:
@@ -54,20 +67,29 @@ def open_model(path: str | Path) -> SavedModel:
         `checkpoints`, of which the moving average is taken if there is one. Of a run, the newest step that verifies.
 
     Raises:
-      SavedModelError: there is none of these.
+      SavedModelError: there is none of these, or both.
       WeightsError, CheckpointError: it is damaged.
     """
-    path = Path(path)
-    if (path / DESCRIPTION).is_file():
+    path = Path(path).absolute()
+    is_folder, is_run = (path / DESCRIPTION).is_file(), (path / "checkpoints").is_dir()
+    if is_folder and is_run:
+        raise SavedModelError(
+            f"{path}: holds both a model ({DESCRIPTION}) and a run (checkpoints/): name one of its checkpoints, or move one"
+        )
+    if is_folder:
         folder = ModelFolder.open(path)
-        return SavedModel(path, folder.config, folder.vocabulary, folder.origin, folder.read)
+        fingerprint = folder.vocabulary.fingerprint if folder.vocabulary else None
+        return SavedModel(
+            path, folder.config, folder.vocabulary, fingerprint, folder.origin, folder.digest, folder.read
+        )
     if (path / "record.json").is_file() and path.name.isdigit():
         return _open_step(path.parent, int(path.name))
-    if (path / "checkpoints").is_dir():
+    if is_run:
         return _open_step(path / "checkpoints", None)
+    found = "this folder" if path.is_dir() else "there is no such folder; a model"
     raise SavedModelError(
-        f"{path}: {'this folder' if path.is_dir() else 'there is no such folder; a model'} is neither a model of `python -m "
-        f"deltalm_jax.convert --to=native` ({DESCRIPTION}) nor a run (checkpoints/)"
+        f"{path}: {found} is neither a model of `python -m deltalm_jax.convert --to=native` ({DESCRIPTION}) nor a run "
+        "(checkpoints/)"
     )
 
 
@@ -76,20 +98,26 @@ def _open_step(directory: Path, step: int | None) -> SavedModel:
     record = checkpoints.latest() if step is None else checkpoints.verify(step)
     if record is None:
         raise SavedModelError(f"{directory}: there is no checkpoint yet")
-    identity, described = record["about"]["identity"], record["about"]["vocabulary"]
-    fields = {field.name for field in dataclasses.fields(ModelConfig)}
-    prefix = "ModelConfig."
-    config = ModelConfig(
-        **{k.removeprefix(prefix): v for k, v in identity.items() if k.removeprefix(prefix) in fields and prefix in k}
-    )
+    path = directory / str(record["step"])
+    try:
+        identity, described = record["about"]["identity"], record["about"]["vocabulary"]
+        prefix = "ModelConfig."
+        config = ModelConfig(**{k.removeprefix(prefix): v for k, v in identity.items() if k.startswith(prefix)})
+        # Records of earlier versions hold the fingerprint alone.
+        fingerprint = described["fingerprint"] if isinstance(described, dict) else described
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise SavedModelError(
+            f"{path / 'record.json'}: does not describe a model of this version: {error!r}"
+        ) from error
     part = "ema" if any(name.startswith("ema/") for name in record["leaves"]) else "params"
     origin = {"run": str(directory.parent), "step": record["step"], "part": part}
+    vocabulary = load_vocabulary(directory.parent, described) if isinstance(described, dict) else None
+    digest = hashlib.sha256(json.dumps(record["files"], sort_keys=True).encode()).hexdigest()
 
     def read(abstract: Params) -> Params:
         return checkpoints.restore_part(record, part, abstract)
 
-    vocabulary = load_vocabulary(directory.parent, described) if isinstance(described, dict) else None
-    return SavedModel(directory / str(record["step"]), config, vocabulary, origin, read)
+    return SavedModel(path, config, vocabulary, fingerprint, origin, digest, read)
 
 
 def check_fits(saved: SavedModel, config: ModelConfig, name: str) -> None:
@@ -104,7 +132,11 @@ def check_fits(saved: SavedModel, config: ModelConfig, name: str) -> None:
         if field.name not in free and getattr(saved.config, field.name) != getattr(config, field.name)
     ]
     if differences:
-        raise SavedModelError("the model to start from has another shape:\n" + "\n".join(differences))
+        raise SavedModelError(
+            "the model to start from has another shape:\n"
+            + "\n".join(differences)
+            + "\nTake the model's values, or another model."
+        )
 
 
 class Model:
@@ -150,7 +182,4 @@ def _logits(
 def load_model(path: str | Path) -> Model:
     """Loads a model onto the default device; `path` and errors as for `open_model`."""
     saved = open_model(path)
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    shapes = jax.eval_shape(lambda: init_params(saved.config, jax.random.key(0)))
-    params = saved.read(jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=device), shapes))
-    return Model(saved.config, params, saved.vocabulary)
+    return Model(saved.config, saved.read_whole(), saved.vocabulary)

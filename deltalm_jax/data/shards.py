@@ -143,10 +143,10 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a text file so that, whatever happens, it has either the old or the whole new content."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Writes a file (text as UTF-8) so that, whatever happens, it has either the old or the whole new content."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
+    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
     sync(temporary)
     temporary.replace(path)
     sync(path.parent)

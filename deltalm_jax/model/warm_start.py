@@ -63,17 +63,26 @@ def num_decoder_layers(initialize: str, num_encoder_layers: int) -> int:
     return 3 * num_encoder_layers // 4 if initialize.startswith("vanilla") else num_encoder_layers // 2
 
 
-def warm_start(config: ModelConfig, encoder: Params, key: jax.Array, initialize: str = "interleaved") -> Params:
+def warm_start(
+    config: ModelConfig,
+    encoder: Params,
+    key: jax.Array,
+    initialize: str = "interleaved",
+    decoder_output_rms: float | None = None,
+) -> Params:
     """Parameters of a DeltaLM that starts from a pretrained encoder.
 
     Args:
       config: the DeltaLM to be.
       encoder: {"token_embedding", "encoder"}, as in the parameters of a DeltaLM. Token rows beyond its own, up to
         `config.vocab_size`, are new (sentinels, filler); position rows beyond `config.max_length` are left out.
-      key: for what starts randomly, as `init_params` draws it: new token rows from N(0, 1/D) in any case.
+      key: for what starts randomly, as `init_params` draws it; new token rows from N(0, 1/D).
       initialize: "interleaved", the paper's; or what it is compared with: a vanilla decoder that takes an encoder layer
         for each of its own, "vanilla_random_cross_attention" with the cross-attention left random or
         "vanilla_copied_cross_attention" with the self-attention's weights in it; "random", which takes nothing at all.
+      decoder_output_rms: None keeps the encoder's last LayerNorm as the decoder's, as the paper does. A number scales it so
+        that the decoder's output has this root mean square. Logits are output times token table, so an encoder whose
+        output is small (0.27 in a small E5, where a random decoder's is 1) makes them learn slowly at first.
 
     Returns:
       float32 arrays, some of which may share memory.
@@ -82,23 +91,23 @@ def warm_start(config: ModelConfig, encoder: Params, key: jax.Array, initialize:
       ValueError: the encoder has other sizes, too few layers, or no layers of the kind that the decoder needs.
     """
     _check(config, encoder, initialize)
+    rows_key = jax.random.fold_in(key, 1)  # other bits than `init_params` draws
     if initialize == "random":
-        return init_params(config, key)
-    tables = {"position_embedding": encoder["encoder"]["position_embedding"][: config.num_positions]}
-    sides = encoder["encoder"] | tables
-    layers = encoder["encoder"]["layers"]
-    if initialize == "interleaved":
-        decoder_layers = interleave(layers, config.num_decoder_layers)
+        params = init_params(config, key)
     else:
-        decoder_layers = copy_cross_attention(layers, config.num_decoder_layers)
-    if initialize == "vanilla_random_cross_attention":
-        fresh = init_params(config, key)["decoder"]["layers"]
-        decoder_layers |= {name: fresh[name] for name in ("cross_attention", "cross_attention_layer_norm")}
-    return {
-        "token_embedding": with_new_rows(encoder["token_embedding"], config.vocab_size, key),
-        "encoder": sides,
-        "decoder": sides | {"layers": decoder_layers},
-    }
+        positions = {"position_embedding": encoder["encoder"]["position_embedding"][: config.num_positions]}
+        side = encoder["encoder"] | positions
+        take = interleave if initialize == "interleaved" else copy_cross_attention
+        decoder_layers = take(side["layers"], config.num_decoder_layers)
+        if initialize == "vanilla_random_cross_attention":
+            fresh = init_params(config, key)["decoder"]["layers"]
+            decoder_layers |= {name: fresh[name] for name in ("cross_attention", "cross_attention_layer_norm")}
+        params = {
+            "token_embedding": with_new_rows(encoder["token_embedding"], config.vocab_size, rows_key),
+            "encoder": side,
+            "decoder": side | {"layers": decoder_layers},
+        }
+    return params if decoder_output_rms is None else _scale_decoder_output(params, decoder_output_rms)
 
 
 def with_new_rows(table_VD: np.ndarray, num_rows: int, key: jax.Array) -> np.ndarray:
@@ -109,6 +118,20 @@ def with_new_rows(table_VD: np.ndarray, num_rows: int, key: jax.Array) -> np.nda
     return np.concatenate([table_VD, jax.random.normal(key, (new, size), jnp.float32) * size**-0.5])
 
 
+def _scale_decoder_output(params: Params, rms: float) -> Params:
+    """Scales the decoder's last LayerNorm, whose output x · scale + bias has mean square scale² + bias² (x has 1)."""
+    layers = params["decoder"]["layers"]
+    name = next(n for n in ("top_feed_forward_layer_norm", "feed_forward_layer_norm") if n in layers)
+    scale_D, bias_D = (np.asarray(layers[name][leaf][-1]) for leaf in ("scale", "bias"))
+    factor = rms / np.sqrt(np.mean(scale_D**2 + bias_D**2))
+
+    def scaled(leaf_ND: np.ndarray) -> np.ndarray:
+        return np.concatenate([leaf_ND[:-1], leaf_ND[-1:] * factor]).astype(np.float32)
+
+    layers = layers | {name: {leaf: scaled(np.asarray(values)) for leaf, values in layers[name].items()}}
+    return params | {"decoder": params["decoder"] | {"layers": layers}}
+
+
 def _every_second(layers: Params, start: int, count: int) -> Params:
     return jax.tree.map(lambda leaf: leaf[start : 2 * count : 2], layers)
 
@@ -116,8 +139,10 @@ def _every_second(layers: Params, start: int, count: int) -> Params:
 def _check(config: ModelConfig, encoder: Params, initialize: str) -> None:
     if initialize not in INITIALIZATIONS:
         raise ValueError(f"initialize must be one of {', '.join(INITIALIZATIONS)}, found {initialize!r}")
+    if initialize == "random":
+        return
     wanted = "vanilla" if initialize.startswith("vanilla") else "interleaved"
-    if config.decoder != wanted and initialize != "random":
+    if config.decoder != wanted:
         raise ValueError(f"initialize={initialize!r} makes a decoder of kind {wanted!r}, not {config.decoder!r}")
     rows, hidden_size = encoder["token_embedding"].shape
     layers = encoder["encoder"]["layers"]

@@ -23,7 +23,7 @@ from deltalm_jax.training.flops import flops_per_step, throughput
 from deltalm_jax.training.profiling import Profiler
 from deltalm_jax.training.record import check_identity, describe, epochs_line, write_record
 from deltalm_jax.training.reporting import Reporter
-from deltalm_jax.training.starting_point import state_from_model
+from deltalm_jax.training.starting_point import start_from_model
 from deltalm_jax.training.step import abstract_state, initial_state, make_eval_step, make_train_step
 
 
@@ -78,11 +78,12 @@ def train(
     if record is not None:
         check_identity(record["about"]["identity"], about["identity"], run_dir)
         state = checkpoints.restore(record, abstract_state(config.model, config.optimizer, mesh))
-        start = int(record["step"])
+        start, about["start"] = int(record["step"]), record["about"].get("start")
     elif options.init_from == RANDOM:
         state, start = initial_state(config.model, config.optimizer, options.seed, mesh), 0
     else:
-        state, start = state_from_model(config, prepared, mesh), 0
+        start = 0
+        state, about["start"] = start_from_model(config, prepared, mesh)
 
     if is_first_process:
         write_record(config, stream, run_dir)

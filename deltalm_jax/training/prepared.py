@@ -10,7 +10,8 @@ import sys
 
 from deltalm_jax.data.chunks import MANIFEST, PreparedData, PreparedDataError
 from deltalm_jax.data.vocabulary import DEFAULT_NUM_SENTINELS
-from deltalm_jax.training.config import SAMPLE, Config
+from deltalm_jax.training.config import RANDOM, SAMPLE, Config
+from deltalm_jax.training.starting_point import open_starting_point
 
 _CORPUS_SUFFIXES = (".xz", ".gz", ".tsv", ".txt")
 SAMPLE_VOCABULARY = pathlib.Path(__file__).parents[2] / "tasks" / "sample" / "vocabulary.model"
@@ -53,6 +54,7 @@ def open_or_prepare(config: Config, alone: bool = True) -> PreparedData:
       PreparedDataError: there is no data and nothing to make it from, it is too large to make in passing (the message
         holds the command), or it was prepared for another mixture, vocabulary, number of
         sentinels or chunk length.
+      SavedModelError, WeightsError, CheckpointError: data must be made, and there is no such model to start from.
       SystemExit: preparation failed, and has said why.
     """
     folder = prepared_folder(config)
@@ -76,6 +78,8 @@ def _prepare(config: Config, folder: pathlib.Path, alone: bool) -> None:
             "DataConfig.vocabulary is not set: name XLM-R's SentencePiece model (--gin.DataConfig.vocabulary="
             "sentencepiece.bpe.model), or your own"
         )
+    if config.train.init_from != RANDOM:  # it may be misspelt, and preparing takes long
+        open_starting_point(config, None)
     command = prepare_command(config, folder)
     shown = shlex.join(["python", *command[1:]])
     if data.data_dir not in (None, SAMPLE):

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import pathlib
 import platform
-import shutil
 from importlib.metadata import version
 from typing import Any
 
-from deltalm_jax.data.chunks import PreparedData
+from deltalm_jax.data.chunks import VOCABULARY_MODEL, PreparedData
 from deltalm_jax.data.shards import write_atomically
 from deltalm_jax.data.stream import Stream
 from deltalm_jax.training.checkpoint import CheckpointError
@@ -56,7 +55,7 @@ def write_record(config: Config, stream: Stream, run_dir: pathlib.Path) -> None:
     """
     content = {"values": config.values(), "origins": config.origins}
     write_atomically(run_dir / "config.json", json.dumps(content, indent=1) + "\n")
-    shutil.copyfile(stream.prepared.folder / "vocabulary.model", run_dir / "vocabulary.model")
+    write_atomically(run_dir / VOCABULARY_MODEL, (stream.prepared.folder / VOCABULARY_MODEL).read_bytes())
     epochs = stream.epochs(config.train.steps)
     tasks = {
         task: {"objective": objective, "rate": rate, "epochs": epochs[task]}

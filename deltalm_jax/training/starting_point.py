@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+from typing import Any
+
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from deltalm_jax.data.chunks import PreparedData
@@ -20,27 +25,56 @@ def open_starting_point(config: Config, prepared: PreparedData | None) -> SavedM
     """
     saved = open_model(str(config.train.init_from))
     check_fits(saved, config.model, "this run")
-    if saved.vocabulary is None or prepared is None:
+    if prepared is None:
         return saved
     described = prepared.manifest["vocabulary"]
-    if saved.vocabulary.fingerprint != described["fingerprint"]:
-        ours = saved.vocabulary.describe()
-        differences = ", ".join(
+    if saved.fingerprint is None:
+        if jax.process_index() == 0:
+            print(
+                f"WARNING: the vocabulary of {saved.path} is not known, so nobody has checked that its ids mean the pieces "
+                f"of {prepared.folder}",
+                flush=True,
+            )
+    elif saved.fingerprint != described["fingerprint"]:
+        ours = saved.vocabulary.describe() if saved.vocabulary else {}
+        differences = [
             f"{name} {ours[name]} and {described[name]}"
             for name in ("sha256", "sentinel_start", "num_sentinels", "size")
-            if ours[name] != described[name]
-        )
+            if name in ours and ours[name] != described[name]
+        ]
         raise SavedModelError(
-            f"the vocabulary of {saved.path} is not the one that {prepared.folder} was prepared with ({differences}): ids "
-            "would mean other pieces. Prepare the data with the model's vocabulary.model, or convert it with the data's"
+            f"the vocabulary of {saved.path} is not the one that {prepared.folder} was prepared with "
+            f"({', '.join(differences) or 'another fingerprint'}): ids would mean other pieces. Prepare the data with the "
+            "model's vocabulary.model, or convert it with the data's"
         )
     return saved
 
 
-def state_from_model(config: Config, prepared: PreparedData, mesh: Mesh) -> State:
-    """A state at step 0 with the parameters of that model, straight into its shards. Errors as above."""
-    saved = open_starting_point(config, prepared)
+def start_from_model(config: Config, prepared: PreparedData, mesh: Mesh) -> tuple[State, dict[str, Any]]:
+    """A state at step 0 with the parameters of that model, straight into its shards; and what is to be on record of it.
+
+    Raises:
+      SavedModelError: as `open_starting_point`; or this process does not see the model that process 0 sees.
+    """
+    saved = _agreed(open_starting_point(config, prepared))
     abstract = abstract_state(config.model, config.optimizer, mesh)
     with jax.set_mesh(mesh):
         params = saved.read(abstract["params"])
-        return state_from(params, config.optimizer, jax.tree.map(lambda leaf: leaf.sharding, abstract))
+        state = state_from(params, config.optimizer, jax.tree.map(lambda leaf: leaf.sharding, abstract))
+    return state, {"path": str(saved.path), "digest": saved.digest, "origin": saved.origin}
+
+
+def _agreed(saved: SavedModel) -> SavedModel:
+    """The model as process 0 sees it: of a run, the same step, though a newer one may have appeared meanwhile."""
+    if jax.process_count() == 1:
+        return saved
+    step = int(multihost_utils.broadcast_one_to_all(np.int32(saved.origin.get("step", -1))))
+    if step >= 0 and step != saved.origin.get("step"):
+        saved = open_model(saved.path.parent / str(step))
+    ours = np.frombuffer(hashlib.sha256(saved.digest.encode()).digest(), np.uint8)
+    if not np.array_equal(multihost_utils.broadcast_one_to_all(ours), ours):
+        raise SavedModelError(
+            f"process {jax.process_index()} finds another model at {saved.path} than process 0: put it where all processes "
+            "see the same files"
+        )
+    return saved

@@ -6,13 +6,14 @@ way out where the format stores them.
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from deltalm_jax.data.vocabulary import Vocabulary
 from deltalm_jax.model.config import ModelConfig
 from deltalm_jax.model.deltalm import Params
 from deltalm_jax.weights import names
-from deltalm_jax.weights.files import config_json, read_state_dict
+from deltalm_jax.weights.files import checked_config, read_state_dict
 from deltalm_jax.weights.hugging_face.export_files import write_companions
 from deltalm_jax.weights.state_dict import StateDict, abstract_params, config_of, read_params, tensors_of
 from deltalm_jax.weights.tensors import WeightsError, write_safetensors
@@ -28,6 +29,9 @@ _HUGGING_FACE_COPIES = (
     "lm_head.weight",
 )
 _BIAS = "final_logits_bias"
+_DROPOUTS = ("dropout", "attention_dropout", "activation_dropout")
+# What a `config.json` of the ports, or of ours, must say where it says anything.
+_CONFIG = {"model_type": ("deltalm", "Deltalm"), "activation_function": ("gelu",), "scale_embedding": (False,)}
 
 
 def read_fairseq(path: Path, ffn_order: str, num_heads: int | None) -> Read:
@@ -51,13 +55,21 @@ def read_fairseq(path: Path, ffn_order: str, num_heads: int | None) -> Read:
 
 def read_hugging_face(path: Path, num_heads: int | None) -> Read:
     """Reads a folder of the public ports to Hugging Face, or of ours; arguments and errors as above."""
+    told = checked_config(path, _CONFIG)
+    heads = num_heads or told.get("encoder_attention_heads")
+    if told.get("decoder_attention_heads", heads) != heads:
+        raise WeightsError(f"{path}: config.json gives encoder and decoder different numbers of attention heads")
     state = read_state_dict(path, "model")
     if _BIAS in state.tensors and state.take(_BIAS, state.shape(_BIAS)).any():
         raise WeightsError(f"{state.file}: tensor {_BIAS!r} is not zero, but DeltaLM's output has no bias")
-    config = config_json(path)
-    heads = num_heads or config.get("encoder_attention_heads")
-    decoder = "interleaved" if config.get("interleaved_decoder", True) else "vanilla"
-    return _read(state, names.hugging_face, _HUGGING_FACE_COPIES, heads, "Hugging Face port", decoder=decoder)
+    decoder = "interleaved" if told.get("interleaved_decoder", True) else "vanilla"
+    what = "Hugging Face port"
+    config, params, notes = _read(state, names.hugging_face, _HUGGING_FACE_COPIES, heads, what, decoder=decoder)
+    rates = {f"{name}_rate": told[name] for name in _DROPOUTS if name in told}
+    try:
+        return dataclasses.replace(config, **rates), params, notes
+    except (TypeError, ValueError) as error:
+        raise WeightsError(f"{path}: config.json: {error}") from error
 
 
 def write_official(path: Path, config: ModelConfig, params: Params, ffn_order: str) -> None:

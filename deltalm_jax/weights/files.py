@@ -39,20 +39,36 @@ def vocabulary_file(path: Path) -> Path | None:
 
 
 def config_json(path: Path) -> dict[str, Any]:
-    """What the `config.json` of a folder of Hugging Face's says; nothing where there is none.
+    """What Hugging Face's `config.json` beside the weights says; nothing where there is none.
 
     Raises:
       WeightsError: the file is damaged.
     """
-    file = path / "config.json"
+    file = (path if path.is_dir() else path.parent) / "config.json"
     if not file.is_file():
         return {}
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise WeightsError(f"{file}: is not JSON: {error}") from error
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{file}: cannot be read as JSON: {error}") from error
     if not isinstance(content, dict):
         raise WeightsError(f"{file}: is no configuration, but a {type(content).__name__}")
+    return content
+
+
+def checked_config(path: Path, allowed: Mapping[str, tuple[Any, ...]]) -> dict[str, Any]:
+    """`config_json`, refused if it contradicts the model that is read.
+
+    Raises:
+      WeightsError: a field of `allowed` is there and has none of its values; or the file is damaged.
+    """
+    content = config_json(path)
+    for name, values in allowed.items():
+        if name in content and content[name] not in values:
+            raise WeightsError(
+                f"{path}: config.json says {name}={content[name]!r}, but this kind of model has "
+                f"{' or '.join(map(repr, values))}: it is another model, which would convert without a word and be wrong"
+            )
     return content
 
 

@@ -18,6 +18,7 @@ import jax
 import numpy as np
 from safetensors import safe_open
 
+from deltalm_jax.data.chunks import VOCABULARY_MODEL
 from deltalm_jax.data.shards import digest_file, write_atomically
 from deltalm_jax.data.vocabulary import Vocabulary, VocabularyError
 from deltalm_jax.model.config import ModelConfig
@@ -26,7 +27,7 @@ from deltalm_jax.weights.state_dict import flatten, unflatten
 from deltalm_jax.weights.tensors import WeightsError, read_safetensors, write_safetensors
 
 FORMAT = 1
-DESCRIPTION, VOCABULARY, _ARRAYS = "model.json", "vocabulary.model", "model.safetensors"
+DESCRIPTION, _ARRAYS = "model.json", "model.safetensors"
 
 
 def write_model(
@@ -44,7 +45,7 @@ def write_model(
     arrays = {path: np.ascontiguousarray(leaf, np.float32) for path, leaf in flatten(params).items()}
     write_safetensors(folder / _ARRAYS, arrays)
     if vocabulary is not None:
-        (folder / VOCABULARY).write_bytes(vocabulary.model)
+        (folder / VOCABULARY_MODEL).write_bytes(vocabulary.model)
     description = {
         "format": FORMAT,
         "model": dataclasses.asdict(config),
@@ -64,12 +65,14 @@ class ModelFolder:
       config: its shape.
       vocabulary: None if it is not known.
       origin: where the weights are from.
+      digest: of the arrays.
     """
 
     folder: Path
     config: ModelConfig
     vocabulary: Vocabulary | None
     origin: dict[str, Any]
+    digest: str
 
     @classmethod
     def open(cls, folder: Path) -> ModelFolder:
@@ -81,19 +84,24 @@ class ModelFolder:
         file = folder / DESCRIPTION
         try:
             description = json.loads(file.read_text(encoding="utf-8"))
-            version, arrays = description["format"], description["arrays"]
-            if version != FORMAT:
-                raise WeightsError(f"{file}: has the format {version}; this version reads format {FORMAT}")
-            config, layout = ModelConfig(**description["model"]), description["vocabulary"]
-            origin = description["origin"]
+            version = description["format"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise WeightsError(f"{file}: cannot be read as a model's description: {error!r}") from error
+        if version != FORMAT:
+            raise WeightsError(f"{file}: has the format {version}; this version reads format {FORMAT}")
         path = folder / _ARRAYS
-        if not path.is_file() or path.stat().st_size != arrays["bytes"] or digest_file(path) != arrays["xxh3"]:
+        try:
+            config, origin = ModelConfig(**description["model"]), dict(description["origin"])
+            layout = None if description["vocabulary"] is None else dict(description["vocabulary"])
+            size, digest = int(description["arrays"]["bytes"]), str(description["arrays"]["xxh3"])
+            whole = path.is_file() and path.stat().st_size == size and digest_file(path) == digest
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise WeightsError(f"{file}: cannot be read as a model's description: {error!r}") from error
+        if not whole:
             raise WeightsError(
                 f"{path}: is missing or not what {DESCRIPTION} beside it vouches for: convert the model again"
             )
-        return cls(folder, config, load_vocabulary(folder, layout) if layout else None, origin)
+        return cls(folder, config, load_vocabulary(folder, layout) if layout else None, origin, digest)
 
     def read(self, abstract: Params) -> Params:
         """The parameters, each device reading its own part.
@@ -128,13 +136,13 @@ def load_vocabulary(folder: Path, layout: dict[str, Any]) -> Vocabulary:
     Raises:
       WeightsError: it is missing or another one.
     """
-    path = folder / VOCABULARY
+    path = folder / VOCABULARY_MODEL
     try:
         vocabulary = Vocabulary.load(
             path, sentinel_start=layout["sentinel_start"], num_sentinels=layout["num_sentinels"]
         )
-    except (OSError, VocabularyError) as error:
-        raise WeightsError(str(error)) from error
-    if vocabulary.fingerprint != layout["fingerprint"]:
-        raise WeightsError(f"{path}: is not the vocabulary with the sha256 {layout['sha256'][:12]}… that was described")
+        if vocabulary.fingerprint != layout["fingerprint"]:
+            raise WeightsError(f"{path}: is not the vocabulary that was described (sha256 {layout['sha256'][:12]}…)")
+    except (OSError, KeyError, TypeError, VocabularyError) as error:
+        raise WeightsError(f"{path}: cannot be loaded as described: {error}") from error
     return vocabulary

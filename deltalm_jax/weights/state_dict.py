@@ -24,6 +24,9 @@ from deltalm_jax.weights.tensors import StoredTensor, WeightsError
 # Attention heads, which no tensor tells, by the width of published models.
 PUBLISHED_HEADS = {384: 12, 768: 12, 1024: 16}
 
+# A token table may be padded to a round number of rows; one that is longer than this is another vocabulary's.
+MAX_PADDING_ROWS = 1024
+
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
@@ -146,7 +149,7 @@ def config_of(state: StateDict, naming: Naming, num_heads: int | None, decoder: 
             norm_placement="pre" if decoder and naming("encoder/final_layer_norm/scale") in state.tensors else "post",
             embedding_layer_norm=naming("encoder/embedding_layer_norm/scale") in state.tensors,
         )
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise WeightsError(f"{state.file}: the sizes of its tensors make no model: {error}") from error
 
 

@@ -18,15 +18,22 @@ from deltalm_jax.data.vocabulary import Vocabulary
 from deltalm_jax.model.config import ModelConfig
 from deltalm_jax.model.deltalm import Params
 from deltalm_jax.weights import names
-from deltalm_jax.weights.files import config_json, read_state_dict
-from deltalm_jax.weights.state_dict import StateDict, abstract_params, config_of, read_params
+from deltalm_jax.weights.files import checked_config, read_state_dict
+from deltalm_jax.weights.state_dict import MAX_PADDING_ROWS, StateDict, abstract_params, config_of, read_params
 from deltalm_jax.weights.tensors import StoredTensor, WeightsError
 
 # XLM-R's vocabulary, where no SentencePiece model says otherwise: the id of <mask>.
 XLMR_MASK_ID = 250_001
 
-# A table may be padded to a round number of rows; one that is longer than this is another vocabulary's.
-_MAX_PADDING_ROWS = 1024
+# What a `config.json` must say where it says anything: other models have tensors of the same names.
+_CONFIG = {
+    "model_type": ("xlm-roberta", "roberta"),
+    "hidden_act": ("gelu",),
+    "layer_norm_eps": (1e-5, 1e-12),  # E5 was trained with the latter; to float32 the two are nearly alike
+    "position_embedding_type": ("absolute",),
+    "type_vocab_size": (1,),
+    "pad_token_id": (1,),
+}
 
 _IGNORED = (
     r".*\.version", r".*position_ids", r"(.*\.)?lm_head\..*", r"(.*\.)?pooler\..*", r"classifier\..*",
@@ -61,17 +68,17 @@ def read_xlm_roberta(path: Path, vocabulary: Vocabulary | None, num_heads: int |
       WeightsError: names the file and the tensor that is missing, superfluous, misshapen or not finite, or says how table
         and vocabulary differ.
     """
+    told = checked_config(path, _CONFIG)
     state = read_state_dict(path, "model")
     _split_in_proj(state)
     naming = _naming(state)
-    config = config_of(state, naming, num_heads or config_json(path).get("num_attention_heads"), decoder=None)
+    config = config_of(state, naming, num_heads or told.get("num_attention_heads"), decoder=None)
     shapes = abstract_params(config)
     params = read_params(state, {name: shapes[name] for name in ("token_embedding", "encoder")}, naming)
     token_type = naming("encoder/position_embedding").replace("position_embeddings", "token_type_embeddings")
     if token_type != naming("encoder/position_embedding") and token_type in state.tensors:
         # Every token is of type 0, whose embedding may as well be part of its position's.
-        rows, size = state.shape(token_type)
-        params["encoder"]["position_embedding"] += state.take(token_type, (rows, size))[0]
+        params["encoder"]["position_embedding"] += state.take(token_type, (1, config.hidden_size))
     state.finish(_IGNORED)
     params["token_embedding"], notes = _known_rows(state, params["token_embedding"], vocabulary)
     return Encoder(dataclasses.replace(config, vocab_size=len(params["token_embedding"])), params, notes)
@@ -84,7 +91,7 @@ def _known_rows(
     rows = len(table_VD)
     assumed = XLMR_MASK_ID if rows >= XLMR_MASK_ID else rows - 1
     mask_id = vocabulary.mask_id if vocabulary else assumed
-    if not mask_id <= rows <= mask_id + 1 + _MAX_PADDING_ROWS:
+    if not mask_id <= rows <= mask_id + 1 + MAX_PADDING_ROWS:
         of = f"the SentencePiece model {vocabulary.file_name}" if vocabulary else "XLM-R's vocabulary"
         raise WeightsError(
             f"{state.file}: the token table has {rows:,} rows, but {of} has the ids 0 to {mask_id - 1:,} and <mask>: model "

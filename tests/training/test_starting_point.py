@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import pathlib
 
 import jax
@@ -14,10 +15,10 @@ from deltalm_jax.data.chunks import PreparedData
 from deltalm_jax.data.vocabulary import Vocabulary
 from deltalm_jax.model.deltalm import init_params
 from deltalm_jax.parallel.mesh import MeshConfig, make_mesh
-from deltalm_jax.saved_model import check_fits, open_model
+from deltalm_jax.saved_model import SavedModelError, check_fits, open_model
 from deltalm_jax.train import main
 from deltalm_jax.training.gin_files import load
-from deltalm_jax.training.starting_point import state_from_model
+from deltalm_jax.training.starting_point import open_starting_point, start_from_model
 from deltalm_jax.weights.model_folder import write_model
 from tests.support import runs
 from tests.support.toy_data import SAMPLE_VOCABULARY, write_toy_data
@@ -42,7 +43,8 @@ def test_a_state_has_the_models_parameters_and_nothing_else_in_it(place, mesh):
         [*runs.SMALL, f"TrainConfig.init_from={place / 'model'}", "OptimizerConfig.ema_decay=0.9"],
     )
     devices = jax.devices()[: 2 if mesh else 1]
-    state = state_from_model(config, PreparedData.open(place / "data"), make_mesh(MeshConfig(**mesh), devices))
+    state, start = start_from_model(config, PreparedData.open(place / "data"), make_mesh(MeshConfig(**mesh), devices))
+    assert start["origin"] == {"made": "by a test"}
     wanted = init_params(config.model, jax.random.key(99))
     for part in ("params", "ema"):
         jax.tree.map(np.testing.assert_array_equal, state[part], wanted)
@@ -51,9 +53,11 @@ def test_a_state_has_the_models_parameters_and_nothing_else_in_it(place, mesh):
 
 
 def test_a_run_starts_from_another_and_goes_on_without_it(place):
-    """With a learning rate of almost nothing, what it ends with is what it started from."""
+    """With a learning rate of almost nothing, what it ends with is what it started from: the other's moving average."""
     first, second = place / "first", place / "second"
-    done = runs.run(first, place / "data", "TrainConfig.steps=2", cache=place / "cache")
+    done = runs.run(
+        first, place / "data", "TrainConfig.steps=2", "OptimizerConfig.ema_decay=0.5", cache=place / "cache"
+    )
     assert done.returncode == 0, done.stderr
     options = [f"TrainConfig.init_from={first}", "OptimizerConfig.learning_rate=1e-25", "TrainConfig.eval_every=0"]
     done = runs.run(second, place / "data", "TrainConfig.steps=1", *options, cache=place / "cache")
@@ -62,17 +66,22 @@ def test_a_run_starts_from_another_and_goes_on_without_it(place):
     names = [name for name in ours if name.startswith("['params']")]
     assert len(names) > 40
     for name in names:
-        np.testing.assert_allclose(ours[name], theirs[name], rtol=0, atol=1e-20, err_msg=name)
+        average = theirs[name.replace("params", "ema")]
+        np.testing.assert_allclose(ours[name], average, rtol=0, atol=1e-20, err_msg=name)
+    assert any((theirs[name] != theirs[name.replace("params", "ema")]).any() for name in names)
 
     model = deltalm_jax.load_model(first)
     assert model.vocabulary == Vocabulary.load(SAMPLE_VOCABULARY)
-    np.testing.assert_array_equal(model.params["token_embedding"], theirs["['params']['token_embedding']"])
+    np.testing.assert_array_equal(model.params["token_embedding"], theirs["['ema']['token_embedding']"])
     assert open_model(first / "checkpoints" / "2").config == model.config
 
     first.rename(place / "away")
     done = runs.run(second, place / "data", "TrainConfig.steps=2", *options, cache=place / "cache")
     assert done.returncode == 0, done.stderr
     assert "resuming at step 1" in done.stdout
+    for step in (1, 2):  # what it started from stays on record
+        record = json.loads((second / "checkpoints" / str(step) / "record.json").read_text())
+        assert record["about"]["start"]["origin"] == {"run": str(first), "step": 2, "part": "ema"}
 
 
 def refusal(place, capsys, *bindings: str) -> str:
@@ -99,6 +108,24 @@ def test_what_does_not_fit_is_refused(place, capsys):
     start = opened.vocabulary.sentinel_start
     assert "is not the one that" in error
     assert f"sentinel_start {start + 2} and {start}" in error
+
+
+def test_a_vocabulary_that_nobody_knows_is_said(place, capsys):
+    opened = open_model(place / "model")
+    (place / "unknown").mkdir()
+    write_model(place / "unknown", opened.config, opened.read_whole(), None, {})
+    config = load(["pretrain_tiny.gin"], [*runs.SMALL, f"TrainConfig.init_from={place / 'unknown'}"])
+    open_starting_point(config, PreparedData.open(place / "data"))
+    assert "WARNING: the vocabulary of" in capsys.readouterr().out
+
+
+def test_a_folder_with_a_model_and_a_run_in_it_is_refused(place):
+    (place / "model" / "checkpoints").mkdir()
+    try:
+        with pytest.raises(SavedModelError, match="holds both a model"):
+            open_model(place / "model")
+    finally:
+        (place / "model" / "checkpoints").rmdir()
 
 
 def test_dropout_and_precision_may_change(place):

@@ -14,14 +14,14 @@ import pytest
 import safetensors.numpy
 
 import deltalm_jax
+from deltalm_jax.conversion import Request, convert
 from deltalm_jax.convert import main
 from deltalm_jax.data.vocabulary import Vocabulary, from_fairseq_ids
 from deltalm_jax.errors import UserError
 from deltalm_jax.model.config import PRESETS, ModelConfig
-from deltalm_jax.model.deltalm import init_params
+from deltalm_jax.model.deltalm import layer_states
 from deltalm_jax.model.warm_start import INITIALIZATIONS
 from deltalm_jax.saved_model import open_model
-from deltalm_jax.weights.conversion import Request, convert
 from deltalm_jax.weights.model_folder import write_model
 from deltalm_jax.weights.names import official
 from deltalm_jax.weights.state_dict import abstract_params, flatten, tensors_of
@@ -143,14 +143,6 @@ def test_sentinels_in_the_last_rows(encoder_of_the_sample, tmp_path):
     assert open_model(tmp_path / "b").vocabulary == model.vocabulary
 
 
-def test_xlmrs_own_layouts():
-    """The two readings of a released table of 250,104 rows, by arithmetic alone."""
-    size, mask_id = 250_104, 250_001
-    after_mask = mask_id + 1
-    assert (after_mask, after_mask + 99) == (250_002, 250_101)
-    assert (size - 100, size - 1) == (250_004, 250_103)
-
-
 def test_numbers_of_sentinels_rows_and_layers(encoder_of_the_sample, tmp_path):
     model = convert(
         Request(
@@ -165,16 +157,45 @@ def test_numbers_of_sentinels_rows_and_layers(encoder_of_the_sample, tmp_path):
 
 @pytest.mark.parametrize("initialize", INITIALIZATIONS)
 def test_each_initialisation_by_name(initialize, encoder_of_the_sample, tmp_path):
-    model = convert(Request("xlm_roberta", encoder_of_the_sample, tmp_path / "a", initialize=initialize, seed=3))
+    model = convert(Request("xlm_roberta", encoder_of_the_sample, tmp_path / "a", initialize=initialize))
     vanilla = initialize.startswith("vanilla")
     assert (model.config.decoder, model.config.num_decoder_layers) == (
         ("vanilla", 3) if vanilla else ("interleaved", 2)
     )
-    if initialize == "random":
-        fresh = init_params(model.config, jax.random.key(3))
-        np.testing.assert_array_equal(model.params["encoder"]["layers"]["self_attention"]["query"]["kernel"],
-                                      fresh["encoder"]["layers"]["self_attention"]["query"]["kernel"])  # fmt: skip
+    layers = model.params["decoder"]["layers"]
+    encoder = arrays_of(encoder_of_the_sample)
+    theirs = [encoder[f"encoder.layer.{i}.attention.self.query.weight"] for i in range(4)]
+    is_copied = {}
+    for name in ("self_attention", "cross_attention"):
+        ours = np.asarray(layers[name]["query"]["kernel"][0]).T
+        is_copied[name] = any(np.array_equal(ours, values) for values in theirs)
+    assert is_copied == {
+        "self_attention": initialize != "random",
+        "cross_attention": initialize not in ("random", "vanilla_random_cross_attention"),
+    }
     assert open_model(tmp_path / "a").origin["initialize"] == initialize
+
+
+def test_the_seed_is_of_what_is_new(encoder_of_the_sample, tmp_path):
+    tables = []
+    for i, seed in enumerate((3, 3, 4)):
+        model = convert(Request("xlm_roberta", encoder_of_the_sample, tmp_path / f"{i}", seed=seed))
+        tables.append(np.asarray(model.params["token_embedding"]))
+    np.testing.assert_array_equal(tables[0], tables[1])
+    np.testing.assert_array_equal(tables[0][:8000], tables[2][:8000])
+    assert (tables[0][-100:] != tables[2][-100:]).all()
+
+
+def test_the_decoders_output_can_be_scaled(encoder_of_the_sample, tmp_path):
+    request = Request("xlm_roberta", encoder_of_the_sample, tmp_path / "a", decoder_output_rms=2.0)
+    scaled, kept = convert(request), convert(Request("xlm_roberta", encoder_of_the_sample, tmp_path / "b"))
+    tokens = np.random.default_rng(0).integers(4, 8000, (4, 30))
+    states = [layer_states(model.config, model.params, tokens, tokens) for model in (scaled, kept)]
+    outputs = [np.asarray(s.hidden_BTD) for s in states]
+    assert np.sqrt(np.mean(outputs[0] ** 2)) == pytest.approx(2.0, rel=0.1)
+    factor = outputs[0] / outputs[1]
+    np.testing.assert_allclose(factor, factor.mean(), rtol=1e-3)
+    np.testing.assert_array_equal(states[0].decoder_states_NBTD[1], states[1].decoder_states_NBTD[1])
 
 
 def test_a_fine_tuned_models_rows_can_be_completed(official_state, save, tmp_path):
@@ -283,6 +304,77 @@ def test_a_vanilla_decoder_has_a_place_in_one_format_only(encoder_of_the_sample,
     assert before.keys() == after.keys()
     for name, values in before.items():
         np.testing.assert_array_equal(after[name], values, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"source": "native", "sentinel_layout": "last_rows"}, "--sentinel_layout does not apply to --from=native"),
+        ({"source": "native", "num_heads": 4}, "--num_heads does not apply"),
+        ({"source": "deltalm", "initialize": "random"}, "--initialize does not apply to --from=deltalm --to=native"),
+        ({"source": "xlm_roberta", "ffn_order": "ffn_1_is_top"}, "--ffn_order does not apply"),
+        ({"source": "xlm_roberta", "num_decoder_layers": 0}, "--num_decoder_layers must be at least 1, found 0"),
+        ({"source": "deltalm", "vocab_size": -5}, "--vocab_size must be at least 4, found -5"),
+        ({"source": "xlm_roberta", "decoder_output_rms": 0.0}, "--decoder_output_rms must be above 0"),
+        ({"source": "xlm_roberta", "seed": -1}, "--seed must not be negative"),
+    ],
+)
+def test_an_option_that_would_be_ignored_or_is_out_of_range_is_refused(options, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        Request(input=tmp_path, output=tmp_path / "out", **options)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("model_type", "bert"),
+        ("hidden_act", "relu"),
+        ("type_vocab_size", 2),
+        ("pad_token_id", 0),
+        ("layer_norm_eps", 1e-3),
+    ],
+)
+def test_another_model_with_tensors_of_the_same_names_is_refused(field, value, save_hugging_face_encoder, tmp_path):
+    folder = save_hugging_face_encoder()
+    (folder / "config.json").write_text(json.dumps({"num_attention_heads": 4, field: value}))
+    for path in (folder, folder / "model.safetensors"):
+        with pytest.raises(UserError, match=f"config.json says {field}="):
+            convert(Request("xlm_roberta", path, tmp_path / "out"))
+
+
+def test_more_than_one_token_type_is_refused(save_hugging_face_encoder, tmp_path):
+    folder = save_hugging_face_encoder({"embeddings.token_type_embeddings.weight": np.ones((2, 32), np.float32)})
+    with pytest.raises(UserError, match=r"token_type_embeddings.weight' has the shape \(2, 32\), expected \(1, 32\)"):
+        convert(Request("xlm_roberta", folder, tmp_path / "out"))
+
+
+def test_layout_and_dropout_survive_hugging_face(encoder_of_the_sample, tmp_path):
+    start = convert(
+        Request("xlm_roberta", encoder_of_the_sample, tmp_path / "a", sentinel_layout="last_rows", num_sentinels=110)
+    )
+    (tmp_path / "b").mkdir()
+    config = dataclasses.replace(start.config, dropout_rate=0.0, activation_dropout_rate=0.25)
+    write_model(tmp_path / "b", config, start.params, start.vocabulary, {})
+    convert(Request("native", tmp_path / "b", tmp_path / "there", target="huggingface_deltalm"))
+    back = convert(Request("huggingface_deltalm", tmp_path / "there", tmp_path / "back"))
+    assert back.config == config
+    assert back.vocabulary == start.vocabulary
+
+
+def test_a_description_that_is_none_gives_one_line(official_state, save, converted):
+    folder = converted("deltalm", save(official_state), num_heads=4)
+    whole = json.loads((folder / "model.json").read_text())
+    for change, message in (
+        ({"vocabulary": "x"}, "cannot be read as a model's description"),
+        ({"vocabulary": {"a": 1}}, "cannot be loaded as described"),
+        ({"arrays": []}, "cannot be read as a model's description"),
+        ({"origin": 3}, "cannot be read as a model's description"),
+        ({"format": 2}, "has the format 2; this version reads format 1"),
+        ({"model": {"vocab_size": "a"}}, "cannot be read as a model's description"),
+    ):
+        (folder / "model.json").write_text(json.dumps(whole | change))
+        with pytest.raises(UserError, match=message):
+            open_model(folder)
 
 
 def test_an_output_that_is_there_is_kept(official_state, save, tmp_path):

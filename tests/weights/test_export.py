@@ -17,10 +17,10 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 import deltalm_jax  # noqa: E402
+from deltalm_jax.conversion import Request, convert  # noqa: E402
 from deltalm_jax.data.vocabulary import PAD_ID, Vocabulary, from_fairseq_ids, to_fairseq_ids  # noqa: E402
 from deltalm_jax.decoding.beam import BeamOptions, beam_search  # noqa: E402
 from deltalm_jax.model.config import ModelConfig  # noqa: E402
-from deltalm_jax.weights.conversion import Request, convert  # noqa: E402
 from deltalm_jax.weights.model_folder import write_model  # noqa: E402
 from tests.model.conftest import random_params  # noqa: E402
 from tests.support.toy_data import SAMPLE_VOCABULARY  # noqa: E402

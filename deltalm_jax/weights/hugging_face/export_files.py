@@ -36,11 +36,18 @@ def write_companions(folder: Path, config: ModelConfig, vocabulary: Vocabulary |
     """
     if vocabulary is not None:
         write_tokenizer(folder, vocabulary, vocab_size=config.vocab_size, max_length=config.max_length)
-    _write_json(folder / "config.json", model_config_json(config))
+    _write_json(folder / "config.json", model_config_json(config) | _layout(vocabulary))
     _write_json(folder / "generation_config.json", generation_config_json(config))
     for name in MODEL_FILES:
         shutil.copyfile(Path(__file__).parent / name, folder / name)
     (folder / "README.md").write_text(model_card(config, has_tokenizer=vocabulary is not None), encoding="utf-8")
+
+
+def _layout(vocabulary: Vocabulary | None) -> dict[str, int]:
+    """Where the sentinels are, for whoever converts the folder back; transformers keeps it and looks at nothing in it."""
+    if vocabulary is None:
+        return {}
+    return {"sentinel_start": vocabulary.sentinel_start, "num_sentinels": vocabulary.num_sentinels}
 
 
 def model_config_json(config: ModelConfig) -> dict[str, Any]:

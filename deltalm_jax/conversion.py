@@ -17,15 +17,16 @@ import jax
 import numpy as np
 
 from deltalm_jax.data.vocabulary import DEFAULT_NUM_SENTINELS, SIZE_MULTIPLE, Vocabulary, VocabularyError
+from deltalm_jax.errors import UserError
 from deltalm_jax.model.config import ModelConfig
 from deltalm_jax.model.deltalm import Params
 from deltalm_jax.model.warm_start import INITIALIZATIONS, num_decoder_layers, warm_start, with_new_rows
 from deltalm_jax.saved_model import open_model
 from deltalm_jax.weights import deltalm
-from deltalm_jax.weights.files import vocabulary_file
+from deltalm_jax.weights.files import config_json, vocabulary_file
 from deltalm_jax.weights.model_folder import write_model
 from deltalm_jax.weights.names import FFN_ORDERS
-from deltalm_jax.weights.state_dict import abstract_params
+from deltalm_jax.weights.state_dict import MAX_PADDING_ROWS
 from deltalm_jax.weights.tensors import WeightsError
 from deltalm_jax.weights.xlm_roberta import read_xlm_roberta
 
@@ -36,37 +37,71 @@ TARGETS = ("native", "deltalm", "huggingface_deltalm")
 SENTINEL_LAYOUTS = ("after_mask", "last_rows")
 
 
+class ConversionError(UserError, ValueError):
+    """A conversion that cannot be asked for so; the message names the option."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What is to be converted.
+    """What is to be converted. None leaves a choice to the file, or to the default that is named.
 
     Attributes:
       source, target: one of `SOURCES` and of `TARGETS`.
       input, output: paths; `output` must not exist.
-      initialize: of an encoder, how the DeltaLM starts from it: one of `INITIALIZATIONS`.
+      initialize: of an encoder, how the DeltaLM starts from it: one of `INITIALIZATIONS`; None is the first.
       num_decoder_layers: of an encoder; None makes the decoder as large as the encoder.
+      decoder_output_rms: of an encoder, see `warm_start`.
       num_heads: attention heads; None takes those of a configuration beside the weights or of the published models.
       vocabulary: SentencePiece model; None takes the one beside the weights, if there is one.
-      num_sentinels: sentinels of the vocabulary.
-      sentinel_layout: "after_mask" (250,002 to 250,101 in the released models) or "last_rows" (250,004 to 250,103).
+      num_sentinels: sentinels of the vocabulary; None is 100.
+      sentinel_layout: None is "after_mask" (250,002 to 250,101 in the released models); or "last_rows" (250,004 to
+        250,103).
       vocab_size: rows of the token table; None is the vocabulary's size for an encoder, else what is there.
-      ffn_order: one of `names.FFN_ORDERS`, for the released files.
+      ffn_order: one of `names.FFN_ORDERS`, for the released files; None is the first.
       seed: of what starts randomly.
+
+    Raises:
+      ConversionError: a number is out of range, or an option does not apply to this source and target.
     """
 
     source: str
     input: Path
     output: Path
     target: str = "native"
-    initialize: str = "interleaved"
+    initialize: str | None = None
     num_decoder_layers: int | None = None
+    decoder_output_rms: float | None = None
     num_heads: int | None = None
     vocabulary: Path | None = None
-    num_sentinels: int = DEFAULT_NUM_SENTINELS
-    sentinel_layout: str = "after_mask"
+    num_sentinels: int | None = None
+    sentinel_layout: str | None = None
     vocab_size: int | None = None
-    ffn_order: str = FFN_ORDERS[0]
+    ffn_order: str | None = None
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("num_decoder_layers", 1), ("num_heads", 1), ("num_sentinels", 1), ("vocab_size", 4)):
+            if (value := getattr(self, name)) is not None and value < least:
+                raise ConversionError(f"--{name} must be at least {least}, found {value}")
+        if self.decoder_output_rms is not None and not self.decoder_output_rms > 0:
+            raise ConversionError(f"--decoder_output_rms must be above 0, found {self.decoder_output_rms}")
+        if self.seed < 0:
+            raise ConversionError(f"--seed must not be negative, found {self.seed}")
+        applies = {
+            "initialize": self.source == "xlm_roberta",
+            "num_decoder_layers": self.source == "xlm_roberta",
+            "decoder_output_rms": self.source == "xlm_roberta",
+            "num_heads": self.source != "native",
+            "num_sentinels": self.source != "native" or self.vocabulary is not None,
+            "sentinel_layout": self.source != "native" or self.vocabulary is not None,
+            "ffn_order": "deltalm" in (self.source, self.target),
+        }
+        for name, does in applies.items():
+            if getattr(self, name) is not None and not does:
+                raise ConversionError(
+                    f"--{name} does not apply to --from={self.source} --to={self.target}: what it says is settled when the "
+                    "original file is read"
+                )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,12 +119,11 @@ def convert(request: Request) -> Converted:
     """Carries out a request; returns what was written.
 
     Raises:
-      WeightsError, VocabularyError, SavedModelError, CheckpointError: names the file, and the tensor where it is one.
+      UserError: ConversionError, WeightsError, VocabularyError, SavedModelError or CheckpointError; names the option, or
+        the file and the tensor where it is one.
     """
-    if request.output.exists():
-        raise WeightsError(f"{request.output}: exists already: choose another --output, or move it away")
-    model = _read(request)
     with _replacing(request.output) as path:
+        model = _read(request)
         _write(request, model, path)
     return model
 
@@ -102,7 +136,9 @@ def _read(request: Request) -> Converted:
     if request.source == "xlm_roberta":
         return _from_encoder(request, vocabulary)
     if request.source == "deltalm":
-        config, params, notes = deltalm.read_fairseq(request.input, request.ffn_order, request.num_heads)
+        config, params, notes = deltalm.read_fairseq(
+            request.input, request.ffn_order or FFN_ORDERS[0], request.num_heads
+        )
     else:
         config, params, notes = deltalm.read_hugging_face(request.input, request.num_heads)
     return _with_rows(request, config, params, vocabulary, notes, {})
@@ -110,37 +146,39 @@ def _read(request: Request) -> Converted:
 
 def _from_encoder(request: Request, vocabulary: Vocabulary | None) -> Converted:
     encoder = read_xlm_roberta(request.input, vocabulary, request.num_heads)
-    initialize = request.initialize
-    rows = len(encoder.params["token_embedding"])
-    without_vocabulary = -(-(rows + request.num_sentinels) // SIZE_MULTIPLE) * SIZE_MULTIPLE
-    size = vocabulary.size if vocabulary else without_vocabulary
-    layers = encoder.config.num_encoder_layers
-    config = dataclasses.replace(
-        encoder.config,
-        vocab_size=request.vocab_size or size,
-        decoder="vanilla" if initialize.startswith("vanilla") else "interleaved",
-        num_decoder_layers=request.num_decoder_layers or num_decoder_layers(initialize, layers),
-    )
+    initialize = request.initialize or INITIALIZATIONS[0]
+    rows, layers = len(encoder.params["token_embedding"]), encoder.config.num_encoder_layers
+    sentinels = request.num_sentinels or DEFAULT_NUM_SENTINELS
+    without_vocabulary = -(-(rows + sentinels) // SIZE_MULTIPLE) * SIZE_MULTIPLE
     try:
-        params = warm_start(config, encoder.params, jax.random.key(request.seed), initialize)
+        config = dataclasses.replace(
+            encoder.config,
+            vocab_size=request.vocab_size or (vocabulary.size if vocabulary else without_vocabulary),
+            decoder="vanilla" if initialize.startswith("vanilla") else "interleaved",
+            num_decoder_layers=request.num_decoder_layers or num_decoder_layers(initialize, layers),
+        )
+        key = jax.random.key(request.seed)
+        params = warm_start(config, encoder.params, key, initialize, request.decoder_output_rms)
     except ValueError as error:
         raise WeightsError(f"{request.input}: {error}") from error
-    used = config.num_decoder_layers * (2 if initialize == "interleaved" else 1)
-    notes = [*encoder.notes, f"{config.vocab_size - rows} new token rows, drawn from N(0, 1/{config.hidden_size})"]
-    if used < layers and initialize != "random":
-        notes.append(f"the decoder starts from encoder layers 0 to {used - 1}; those above are not used in it")
+    if initialize == "random":
+        notes = ["nothing of the encoder but its sizes is used"]
+    else:
+        new = config.vocab_size - rows
+        notes = [*encoder.notes, f"{new} new token rows, drawn from N(0, 1/{config.hidden_size})"]
+        used = config.num_decoder_layers * (2 if initialize == "interleaved" else 1)
+        if used < layers:
+            notes.append(f"the decoder starts from encoder layers 0 to {used - 1}; those above are not used in it")
     origin = _origin(request) | {"initialize": initialize, "seed": request.seed}
+    if request.decoder_output_rms is not None:
+        origin["decoder_output_rms"] = request.decoder_output_rms
     return Converted(config, params, vocabulary, origin, tuple(notes))
 
 
 def _read_native(request: Request) -> Converted:
     saved = open_model(request.input)
     vocabulary = _load_vocabulary(request, request.vocabulary) if request.vocabulary else saved.vocabulary
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    shapes = jax.tree.map(
-        lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=device), abstract_params(saved.config)
-    )
-    params = jax.tree.map(np.asarray, saved.read(shapes))
+    params = jax.tree.map(np.asarray, saved.read_whole())
     return _with_rows(request, saved.config, params, vocabulary, (), saved.origin)
 
 
@@ -154,12 +192,12 @@ def _with_rows(
 ) -> Converted:
     """A DeltaLM with as many token rows as asked for; by default with those it has."""
     rows = len(params["token_embedding"])
-    if vocabulary is not None and not vocabulary.mask_id <= rows <= vocabulary.size + _MAX_PADDING_ROWS:
+    if vocabulary is not None and not vocabulary.mask_id <= rows <= vocabulary.size + MAX_PADDING_ROWS:
         raise WeightsError(
             f"{request.input}: the token table has {rows:,} rows, but the vocabulary {vocabulary.file_name} with its "
             f"sentinels asks for {vocabulary.mask_id:,} to {vocabulary.size:,}: model and vocabulary do not belong together"
         )
-    size = request.vocab_size or rows
+    size = rows if request.vocab_size is None else request.vocab_size
     if size > rows:
         table = with_new_rows(params["token_embedding"], size, jax.random.key(request.seed))
         notes += (f"{size - rows} new token rows, drawn from N(0, 1/{config.hidden_size})",)
@@ -175,18 +213,19 @@ def _with_rows(
     return Converted(config, params | {"token_embedding": table}, vocabulary, origin | _origin(request), notes)
 
 
-# A table may be padded to a round number of rows; one that is longer than this is another vocabulary's.
-_MAX_PADDING_ROWS = 1024
-
-
 def _load_vocabulary(request: Request, file: Path) -> Vocabulary:
+    """The vocabulary with the layout asked for, or the one that an exported folder tells of."""
+    told = config_json(request.input) if request.source == "huggingface_deltalm" else {}
+    sentinels = request.num_sentinels or told.get("num_sentinels") or DEFAULT_NUM_SENTINELS
+    start = told.get("sentinel_start") if request.sentinel_layout is None else None
     try:
-        vocabulary = Vocabulary.load(file, num_sentinels=request.num_sentinels)
+        vocabulary = Vocabulary.load(file, num_sentinels=sentinels, sentinel_start=start)
         if request.sentinel_layout == "last_rows":
-            start = vocabulary.size - request.num_sentinels
-            vocabulary = Vocabulary.load(file, num_sentinels=request.num_sentinels, sentinel_start=start)
-    except FileNotFoundError as error:
-        raise VocabularyError(str(error)) from error
+            vocabulary = Vocabulary.load(file, num_sentinels=sentinels, sentinel_start=vocabulary.size - sentinels)
+    except VocabularyError:
+        raise
+    except (OSError, TypeError) as error:
+        raise WeightsError(f"{file}: cannot be used as the model's vocabulary: {error}") from error
     return vocabulary
 
 
@@ -199,7 +238,7 @@ def _write(request: Request, model: Converted, path: Path) -> None:
         path.mkdir()
         write_model(path, model.config, model.params, model.vocabulary, model.origin)
     elif request.target == "deltalm":
-        deltalm.write_official(path, model.config, model.params, request.ffn_order)
+        deltalm.write_official(path, model.config, model.params, request.ffn_order or FFN_ORDERS[0])
     else:
         path.mkdir()
         deltalm.write_hugging_face(path, model.config, model.params, model.vocabulary)
@@ -207,11 +246,17 @@ def _write(request: Request, model: Converted, path: Path) -> None:
 
 @contextlib.contextmanager
 def _replacing(output: Path) -> Iterator[Path]:
-    """A path beside `output`, renamed to it at the end, and removed if the end is not reached."""
+    """A path beside `output`, renamed to it at the end, and removed if the end is not reached.
+
+    Raises:
+      WeightsError: there is something at `output`, at the beginning or at the end, or it cannot be written.
+    """
     partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
     try:
+        _refuse_if_there(output)
         output.parent.mkdir(parents=True, exist_ok=True)
         yield partial
+        _refuse_if_there(output)
         partial.rename(output)
     except OSError as error:
         raise WeightsError(f"{output}: cannot be written ({error})") from error
@@ -222,4 +267,6 @@ def _replacing(output: Path) -> Iterator[Path]:
             partial.unlink(missing_ok=True)
 
 
-__all__ = ["INITIALIZATIONS", "SENTINEL_LAYOUTS", "SOURCES", "TARGETS", "Converted", "Request", "convert"]
+def _refuse_if_there(output: Path) -> None:
+    if os.path.lexists(output):
+        raise WeightsError(f"{output}: exists already: choose another --output, or move it away")
