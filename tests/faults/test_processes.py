@@ -19,11 +19,18 @@ STEPS = 50
 LONG = (f"TrainConfig.steps={STEPS}", "TrainConfig.eval_every=0", "TrainConfig.checkpoint_every=1000")
 
 
+def options(place):
+    """All runs start from the same other run."""
+    return *LONG, f"TrainConfig.init_from={place / 'start'}"
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     place = tmp_path_factory.mktemp("processes")
     write_toy_data(place / "data", runs.TOY_TASKS, shards=2)
-    done = runs.run(place / "one", place / "data", *LONG, cache=place / "cache")
+    done = runs.run(place / "start", place / "data", "TrainConfig.steps=1", cache=place / "cache")
+    assert done.returncode == 0, done.stderr
+    done = runs.run(place / "one", place / "data", *options(place), cache=place / "cache")
     assert done.returncode == 0, done.stderr
     return place
 
@@ -40,7 +47,7 @@ def outputs(processes, limit=240.0):
 @pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_batches_are_those_of_one_process(place, processes):
     run_dir = place / f"with{processes}"
-    started = runs.run_processes(run_dir, place / "data", processes, *LONG)
+    started = runs.run_processes(run_dir, place / "data", processes, *options(place))
     texts = outputs(started, 600.0)  # four processes on two cores take turns
     assert [p.returncode for p in started] == [0] * processes, "\n".join(texts)
     ours, alone = runs.metrics(run_dir), runs.metrics(place / "one")
@@ -53,7 +60,7 @@ def test_batches_are_those_of_one_process(place, processes):
 
 def test_sigterm_to_one_of_two_stops_both_with_one_checkpoint_and_one_process_goes_on(place):
     run_dir = place / "terminated"
-    started = runs.run_processes(run_dir, place / "data", 2, *LONG)
+    started = runs.run_processes(run_dir, place / "data", 2, *options(place))
     deadline = time.monotonic() + 120
     while len(runs.metrics(run_dir)) < 5:
         assert time.monotonic() < deadline
@@ -64,7 +71,7 @@ def test_sigterm_to_one_of_two_stops_both_with_one_checkpoint_and_one_process_go
     assert [p.returncode for p in started] == [75, 75], "\n".join(texts)
     (saved,) = (int(p.name) for p in (run_dir / "checkpoints").iterdir())
     assert runs.metrics(run_dir)[-1]["step"] == saved < STEPS
-    again = runs.run(run_dir, place / "data", *LONG, cache=place / "cache")
+    again = runs.run(run_dir, place / "data", *options(place), cache=place / "cache")
     assert again.returncode == 0, again.stderr
     assert f"resuming at step {saved}" in again.stdout
     digests = [line["batch_digest"] for line in runs.metrics(run_dir)]

@@ -18,7 +18,7 @@ transformers = pytest.importorskip("transformers")
 
 import deltalm_jax  # noqa: E402
 from deltalm_jax.conversion import Request, convert  # noqa: E402
-from deltalm_jax.data.vocabulary import PAD_ID, Vocabulary, from_fairseq_ids, to_fairseq_ids  # noqa: E402
+from deltalm_jax.data.vocabulary import EOS_ID, PAD_ID, Vocabulary, from_fairseq_ids, to_fairseq_ids  # noqa: E402
 from deltalm_jax.decoding.beam import BeamOptions, beam_search  # noqa: E402
 from deltalm_jax.model.config import ModelConfig  # noqa: E402
 from deltalm_jax.weights.model_folder import write_model  # noqa: E402
@@ -43,7 +43,9 @@ RULES = {"transformers": False, "transformers_early_stopping": True}
 def export(config: ModelConfig, folder, vocabulary: Vocabulary | None = None):
     """(our model, transformers' model) of the same random weights, the latter from a folder of `convert`."""
     (folder / "native").mkdir()
-    write_model(folder / "native", config, random_params(config), vocabulary, {})
+    params = random_params(config)
+    params["token_embedding"][EOS_ID] *= 4  # hypotheses should end, some of them early
+    write_model(folder / "native", config, params, vocabulary, {})
     convert(Request("native", folder / "native", folder / "exported", target="huggingface_deltalm"))
     theirs = transformers.AutoModelForSeq2SeqLM.from_pretrained(folder / "exported", trust_remote_code=True).eval()
     return deltalm_jax.load_model(folder / "native"), theirs
