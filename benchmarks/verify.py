@@ -20,6 +20,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 import numpy as np
 
+from benchmarks.convert import measure as measure_conversions
 from benchmarks.loss import beside_each_other
 from deltalm_jax.data.stream import Stream
 from deltalm_jax.model.deltalm import init_params, layer_states, logits
@@ -98,6 +99,13 @@ def blocked_loss() -> Result:
     return f"differs by {difference:.0e}, {times:.1f} times less memory", difference < 1e-5 and times > 3
 
 
+def conversion(place: pathlib.Path) -> Result:
+    """A model of base size in and out, each way in a process of its own (`benchmarks.convert` has them all)."""
+    results = measure_conversions(place)
+    worst = max(r["peak_bytes"] / r["file_bytes"] for r in results)
+    return f"at most {worst:.2f} times the file, {max(r['seconds'] for r in results):.0f} s", worst < 2.5
+
+
 def resume(place: pathlib.Path) -> Result:
     """40 steps beside 20, `kill -9`, and the rest: every array and every loss."""
     data = place / "data"
@@ -167,6 +175,7 @@ def main() -> int:
             ("largest difference from the official code", "below 2e-5", parity),
             ("masked batches at 512 tokens", "over 20,000 examples/s", functools.partial(stream_speed, place)),
             ("blocked loss and gradient beside the plain", "within 1e-5, less memory", blocked_loss),
+            ("memory to convert a base-size model", "below 2.5 times its file", functools.partial(conversion, place)),
             ("kill -9 and the rest beside 40 steps", "bit-equal", functools.partial(resume, place)),
             (
                 "restart of the tiny run to its first step",

@@ -26,7 +26,7 @@ from deltalm_jax.weights import deltalm
 from deltalm_jax.weights.files import config_json, vocabulary_file
 from deltalm_jax.weights.model_folder import write_model
 from deltalm_jax.weights.names import FFN_ORDERS
-from deltalm_jax.weights.state_dict import MAX_PADDING_ROWS
+from deltalm_jax.weights.state_dict import MAX_PADDING_ROWS, abstract_params
 from deltalm_jax.weights.tensors import WeightsError
 from deltalm_jax.weights.xlm_roberta import read_xlm_roberta
 
@@ -178,7 +178,7 @@ def _from_encoder(request: Request, vocabulary: Vocabulary | None) -> Converted:
 def _read_native(request: Request) -> Converted:
     saved = open_model(request.input)
     vocabulary = _load_vocabulary(request, request.vocabulary) if request.vocabulary else saved.vocabulary
-    params = jax.tree.map(np.asarray, saved.read_whole())
+    params = jax.tree.map(np.asarray, saved.read(abstract_params(saved.config)))
     return _with_rows(request, saved.config, params, vocabulary, (), saved.origin)
 
 

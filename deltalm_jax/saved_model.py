@@ -41,7 +41,8 @@ class SavedModel:
       fingerprint: of the vocabulary, which may be known where the vocabulary itself is not; None if it is not.
       origin: JSON-able facts on where the weights are from.
       digest: of the arrays: equal digests, equal models.
-      read: abstract parameters (`jax.ShapeDtypeStruct` with shardings) → parameters, each device reading its own part.
+      read: abstract parameters (`jax.ShapeDtypeStruct`) → parameters, each device reading its own part; without shardings
+        (`abstract_params`) all of them, on the host or the default device.
     """
 
     path: Path
@@ -51,12 +52,6 @@ class SavedModel:
     origin: dict[str, Any]
     digest: str
     read: Callable[[Params], Params]
-
-    def read_whole(self) -> Params:
-        """The parameters on the default device."""
-        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        shapes = abstract_params(self.config)
-        return self.read(jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=device), shapes))
 
 
 def open_model(path: str | Path) -> SavedModel:
@@ -182,4 +177,5 @@ def _logits(
 def load_model(path: str | Path) -> Model:
     """Loads a model onto the default device; `path` and errors as for `open_model`."""
     saved = open_model(path)
-    return Model(saved.config, saved.read_whole(), saved.vocabulary)
+    params = jax.tree.map(jnp.asarray, saved.read(abstract_params(saved.config)))
+    return Model(saved.config, params, saved.vocabulary)

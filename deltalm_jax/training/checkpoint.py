@@ -95,7 +95,7 @@ class SavedSteps:
         Args:
           record: from `latest` or `verify`.
           part: key at the top of the state.
-          abstract: tree of `jax.ShapeDtypeStruct` with shardings.
+          abstract: tree of `jax.ShapeDtypeStruct`; leaves without a sharding are put on the default device.
 
         Raises:
           CheckpointError: the trees differ; names the leaves.
@@ -103,7 +103,12 @@ class SavedSteps:
         prefix = f"{part}/"
         saved = {k.removeprefix(prefix): leaf for k, leaf in record["leaves"].items() if k.startswith(prefix)}
         _check_leaves(saved, _leaves(abstract), f"{part} of checkpoint {record['step']}")
-        item = {part: abstract}
+        default = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        item = {
+            part: jax.tree.map(
+                lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=s.sharding or default), abstract
+            )
+        }
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as orbax:
             arguments = ocp.args.PyTreeRestore(
                 item=item, restore_args=ocp.checkpoint_utils.construct_restore_args(item), partial_restore=True

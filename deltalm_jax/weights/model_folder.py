@@ -107,20 +107,26 @@ class ModelFolder:
         """The parameters, each device reading its own part.
 
         Args:
-          abstract: tree of `jax.ShapeDtypeStruct` with shardings.
+          abstract: tree of `jax.ShapeDtypeStruct`; a leaf without a sharding is returned as a NumPy array.
 
         Raises:
           WeightsError: the trees differ; names the leaves.
         """
         path, wanted = self.folder / _ARRAYS, flatten(abstract)
-        found = {name: tensor.shape for name, tensor in read_safetensors(path).items()}
+        tensors = read_safetensors(path)
+        found = {name: tensor.shape for name, tensor in tensors.items()}
         for name in sorted(found.keys() | wanted.keys()):
             shape = tuple(wanted[name].shape) if name in wanted else None
             if shape != found.get(name):
                 raise WeightsError(
                     f"{path}: {name} has the shape {found.get(name)} there and {shape} in the model asked for (None: absent)"
                 )
-        return unflatten({name: _read_sharded(path, name, leaf) for name, leaf in wanted.items()})
+        return unflatten(
+            {
+                name: tensors[name].read() if leaf.sharding is None else _read_sharded(path, name, leaf)
+                for name, leaf in wanted.items()
+            }
+        )
 
 
 def _read_sharded(path: Path, name: str, leaf: jax.ShapeDtypeStruct) -> jax.Array:

@@ -20,6 +20,7 @@ from deltalm_jax.train import main
 from deltalm_jax.training.gin_files import load
 from deltalm_jax.training.starting_point import open_starting_point, start_from_model
 from deltalm_jax.weights.model_folder import write_model
+from deltalm_jax.weights.state_dict import abstract_params
 from tests.support import runs
 from tests.support.toy_data import SAMPLE_VOCABULARY, write_toy_data
 
@@ -113,7 +114,7 @@ def test_what_does_not_fit_is_refused(place, capsys):
 def test_a_vocabulary_that_nobody_knows_is_said(place, capsys):
     opened = open_model(place / "model")
     (place / "unknown").mkdir()
-    write_model(place / "unknown", opened.config, opened.read_whole(), None, {})
+    write_model(place / "unknown", opened.config, opened.read(abstract_params(opened.config)), None, {})
     config = load(["pretrain_tiny.gin"], [*runs.SMALL, f"TrainConfig.init_from={place / 'unknown'}"])
     open_starting_point(config, PreparedData.open(place / "data"))
     assert "WARNING: the vocabulary of" in capsys.readouterr().out
