@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import pathlib
+import pickle
 import subprocess
 import sys
+import zipfile
 
 import jax
 import numpy as np
@@ -425,6 +428,28 @@ def test_a_file_cut_short_gives_one_line(official_state, save, tmp_path, capsys)
     assert str(path) in error
     assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+class Bomb:
+    """What unpickling would run."""
+
+    def __init__(self, canary: pathlib.Path) -> None:
+        self.canary = canary
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.canary}",)
+
+
+def test_a_checkpoint_that_would_run_something_gives_one_line(tmp_path, capsys):
+    path, canary = tmp_path / "bomb.pt", tmp_path / "canary"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps({"weights": Bomb(canary)}, protocol=2))
+    assert main(["--from=deltalm", f"--input={path}", f"--output={tmp_path / 'out'}"]) == 2
+    error = capsys.readouterr().err
+    assert f"{path}" in error
+    assert "nothing was executed" in error
+    assert error.count("\n") == 1
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bomb.pt"]
 
 
 def test_ids_of_a_loaded_model_are_ours(official_state, save, converted):
