@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN_DIR ?= runs/pretrain_tiny
 BIN = $(VENV)/bin
-# Each by name: pdoc leaves out the modules of a package that says what it exports. Those that need torch are not for import.
+# Each by name: pdoc leaves out the modules of a package that says what it exports. Those that need torch are left out.
 MODULES = $(subst /,.,$(patsubst %.py,%,$(patsubst %/__init__.py,%,$(sort $(shell find deltalm_jax tasks -name '*.py' -not -path 'tasks/sample/*' -not -name '*_deltalm.py')))))
 
 .PHONY: help setup pretrain test test-torch test-slow lint docs verify clean
@@ -56,7 +56,7 @@ lint: $(VENV)/.development
 
 docs: $(VENV)/.development
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
-	@TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m pdoc --docformat google --output-directory build/docs $(MODULES)
+	@TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m pdoc --docformat google --output-directory build/docs $(MODULES) '!deltalm_jax.weights.hugging_face.[a-z]+_deltalm'
 	@echo "open build/docs/index.html"
 
 verify: $(VENV)/.development
