@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from deltalm_jax.saved_model import Model
-    from deltalm_jax.weights.probes import MaskedTexts, Row
+    from deltalm_jax.weights.probes import MaskedTexts
 
 _DESCRIPTION = """
 Find out from a released DeltaLM's weights what its files do not say. Convert it first; a wrong reading is then corrected
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             texts = mask_texts([model.vocabulary.encode(line) for line in lines])
         except ValueError as error:
             raise SavedModelError(f"{flags.text}: {error}") from error
-        print(f"{len(texts.inputs_BS)} texts, four tokens masked in each")
+        print(f"{len(texts.inputs_BS)} texts, three spans of three tokens masked in each")
         if flags.what == "sentinels":
             _print_sentinels(model, texts)
         else:
@@ -88,26 +88,30 @@ def _print_sentinels(model: Model, texts: MaskedTexts) -> None:
 
     assert model.vocabulary is not None
     rows = probe_sentinels(model.config, model.params, model.vocabulary.mask_id, texts)
-    print(f"{'row':>8} {'norm':>8} {'cosine':>8} {'nats':>8}   nats a token with this row as the first sentinel")
+    print(
+        f"{'row':>8} {'norm':>8} {'cosine':>8}   nats a target with this row as the first sentinel, ascending, descending"
+    )
     for row in rows:
-        print(f"{row.id:8} {row.norm:8.3f} {row.cosine:8.3f} {row.nll:8.3f}")
-    best = min(rows, key=lambda row: row.nll)
-    print(f"the likeliest first sentinel is row {best.id}, with {best.nll:.3f} nats; {_reading(best, model)}")
+        print(f"{row.id:8} {row.norm:8.3f} {row.cosine:8.3f} {row.ascending:8.3f} {row.descending:8.3f}")
+    nats, first, direction = min(
+        (getattr(row, direction), row.id, direction) for row in rows for direction in ("ascending", "descending")
+    )
+    print(f"likeliest: row {first} first, {direction}, with {nats:.3f} nats; {_reading(first, direction, model)}")
 
 
-def _reading(best: Row, model: Model) -> str:
+def _reading(first: int, direction: str, model: Model) -> str:
     vocabulary = model.vocabulary
     assert vocabulary is not None
     count, size = vocabulary.num_sentinels, model.config.vocab_size
     readings = {
-        vocabulary.mask_id + 1: "--sentinel_layout=after_mask, ascending",
-        size - count: "--sentinel_layout=last_rows, ascending",
-        vocabulary.mask_id + count: "after <mask>, descending (not supported)",
-        size - 1: "in the last rows, descending (not supported)",
+        (vocabulary.mask_id + 1, "ascending"): "this is --sentinel_layout=after_mask",
+        (size - count, "ascending"): "this is --sentinel_layout=last_rows",
+        (vocabulary.mask_id + count, "descending"): "these are the rows after <mask>, backwards (not supported)",
+        (size - 1, "descending"): "these are the last rows, backwards (not supported)",
     }
-    told = readings.get(best.id, "which fits no known layout: look at the rows")
-    taken = "as it was converted" if best.id == vocabulary.sentinel_start else "not as it was converted"
-    return f"{told}; {taken}"
+    told = readings.get((first, direction), "this fits no known layout: look at the rows")
+    same = (first, direction) == (vocabulary.sentinel_start, "ascending")
+    return f"{told}, {'as' if same else 'not as'} it was converted"
 
 
 def _print_feed_forwards(model: Model, texts: MaskedTexts, encoder: pathlib.Path | None) -> None:

@@ -20,49 +20,60 @@ from deltalm_jax.data.vocabulary import BOS_ID, EOS_ID, PAD_ID
 from deltalm_jax.model.config import ModelConfig
 from deltalm_jax.model.deltalm import Params, hidden_states, logits, shift_right
 
-# A text's part that is masked for the probes: some tokens in the middle of it.
-_SPAN = 4
-_MAX_TOKENS = 48
+# Of each text so many spans of so many tokens are masked, evenly spread.
+SPANS = 3
+_SPAN_LENGTH = 3
+_LENGTH = 48
 
 
 @dataclasses.dataclass(frozen=True)
 class MaskedTexts:
-    """Texts with one masked span each; where the sentinel is to stand, there is `hole_BS` or `hole_BT`."""
+    """Texts with some masked spans each. Where span k's sentinel is to stand, `order` has k + 1, elsewhere 0."""
 
     inputs_BS: np.ndarray
     targets_BT: np.ndarray
-    hole_BS: np.ndarray
-    hole_BT: np.ndarray
+    input_order_BS: np.ndarray
+    target_order_BT: np.ndarray
 
-    def with_sentinel(self, sentinel: int) -> tuple[np.ndarray, np.ndarray]:
-        """Inputs and targets with this sentinel."""
-        return np.where(self.hole_BS, sentinel, self.inputs_BS), np.where(self.hole_BT, sentinel, self.targets_BT)
+    def with_sentinels(self, first: int, step: int = 1) -> tuple[np.ndarray, np.ndarray]:
+        """Inputs and targets with the sentinels `first`, `first + step`, …"""
+        return (
+            np.where(self.input_order_BS > 0, first + step * (self.input_order_BS - 1), self.inputs_BS),
+            np.where(self.target_order_BT > 0, first + step * (self.target_order_BT - 1), self.targets_BT),
+        )
 
 
 def mask_texts(texts: Sequence[Sequence[int]]) -> MaskedTexts:
-    """Masks four tokens in the middle of each text: `<s> … X … </s>` and `X a b c d`.
+    """Masks three spans of three tokens in each text, as in span corruption: `<s> a X e f Y … </s>` and `X b c d Y …`.
 
     Args:
-      texts: ids without specials; those with fewer than 12 are left out, longer ones cut after 48.
+      texts: ids without specials; those with fewer than 18 are left out, longer ones cut after 48.
 
     Raises:
       ValueError: no text is long enough.
     """
-    kept = [list(text[:_MAX_TOKENS]) for text in texts if len(text) >= 3 * _SPAN]
+    shortest = 2 * SPANS * _SPAN_LENGTH
+    kept = [list(text[:_LENGTH]) for text in texts if len(text) >= shortest]
     if not kept:
-        raise ValueError(f"no text has {3 * _SPAN} tokens or more")
-    inputs_BS = np.full((len(kept), _MAX_TOKENS + 3 - _SPAN), PAD_ID, np.int32)
-    targets_BT = np.zeros((len(kept), _SPAN + 1), np.int32)
-    hole_BS = np.zeros(inputs_BS.shape, bool)
+        raise ValueError(f"no text has {shortest} tokens or more")
+    inputs_BS = np.full((len(kept), _LENGTH + 2 - SPANS * (_SPAN_LENGTH - 1)), PAD_ID, np.int32)
+    targets_BT = np.full((len(kept), SPANS * (_SPAN_LENGTH + 1)), PAD_ID, np.int32)
+    input_order_BS, target_order_BT = np.zeros_like(inputs_BS), np.zeros_like(targets_BT)
+    targets: list[int]
     for row, text in enumerate(kept):
-        middle = (len(text) - _SPAN) // 2
-        inputs = [BOS_ID, *text[:middle], PAD_ID, *text[middle + _SPAN :], EOS_ID]
+        part = len(text) // SPANS
+        inputs, targets = [BOS_ID], []
+        for k in range(SPANS):
+            begin = k * part + (part - _SPAN_LENGTH) // 2
+            end = (k + 1) * part if k < SPANS - 1 else len(text)
+            inputs += text[k * part : begin]
+            input_order_BS[row, len(inputs)] = target_order_BT[row, len(targets)] = k + 1
+            inputs += [PAD_ID, *text[begin + _SPAN_LENGTH : end]]
+            targets += [PAD_ID, *text[begin : begin + _SPAN_LENGTH]]
+        inputs.append(EOS_ID)
         inputs_BS[row, : len(inputs)] = inputs
-        hole_BS[row, middle + 1] = True
-        targets_BT[row, 1:] = text[middle : middle + _SPAN]
-    hole_BT = np.zeros(targets_BT.shape, bool)
-    hole_BT[:, 0] = True
-    return MaskedTexts(inputs_BS, targets_BT, hole_BS, hole_BT)
+        targets_BT[row] = targets
+    return MaskedTexts(inputs_BS, targets_BT, input_order_BS, target_order_BT)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,21 +83,24 @@ class Row:
     Attributes:
       id: its number.
       norm: its length.
-      cosine: mean cosine to the other candidates; rows that training never touched look alike, or like nothing.
-      nll: nats a token of masked text, with this row as the first sentinel.
+      cosine: mean cosine to the other candidates; rows that training never touched look alike.
+      ascending, descending: nats a target of masked text (its sentinels included) with this row as the first
+        sentinel and those after, or before, it as the next; infinite where there are no such rows.
     """
 
     id: int
     norm: float
     cosine: float
-    nll: float
+    ascending: float
+    descending: float
 
 
 def probe_sentinels(config: ModelConfig, params: Params, first_id: int, texts: MaskedTexts) -> list[Row]:
-    """Looks at all rows from `first_id` on: the first sentinel is the one that makes masked text likeliest.
+    """Looks at all rows from `first_id` on.
 
-    Every text has one masked span, so its sentinel is the first of the model's; where that lies, and on which side of
-    it its fellows are, tells the layout and its direction.
+    A model that was pretrained with span corruption knows which sentinel comes next, and with which one targets begin if
+    its decoder started from `</s>`: with the right ones the targets are likeliest. If it started from the first sentinel
+    itself, only the direction is seen so; the first row is then where likeness to rows that were never used ends.
     """
     rows = np.asarray(params["token_embedding"])[first_id:].astype(np.float64)
     norms = np.linalg.norm(rows, axis=1)
@@ -94,8 +108,13 @@ def probe_sentinels(config: ModelConfig, params: Params, first_id: int, texts: M
     cosines = directions @ directions.T
     means = (cosines.sum(1) - 1) / max(len(rows) - 1, 1)
     score = _scorer(config, params)
+
+    def of(first: int, step: int) -> float:
+        last = first + step * (SPANS - 1)
+        return score(*texts.with_sentinels(first, step)) if first_id <= last < config.vocab_size else float("inf")
+
     return [
-        Row(first_id + i, float(norms[i]), float(means[i]), score(*texts.with_sentinel(first_id + i)))
+        Row(first_id + i, float(norms[i]), float(means[i]), of(first_id + i, 1), of(first_id + i, -1))
         for i in range(len(rows))
     ]
 
@@ -136,7 +155,7 @@ def probe_feed_forwards(
       texts: masked texts.
       encoder_layers: stacked layers of the pretrained encoder, if it is at hand.
     """
-    arrays = texts.with_sentinel(sentinel)
+    arrays = texts.with_sentinels(sentinel)
     losses = [_scorer(config, p)(*arrays) for p in (params, swap_feed_forwards(params))]
     cosines = np.zeros((0, 2, 2))
     if encoder_layers is not None:
@@ -153,7 +172,7 @@ def probe_feed_forwards(
 
 
 def _scorer(config: ModelConfig, params: Params) -> Callable[[np.ndarray, np.ndarray], float]:
-    """(inputs, targets) → nats a target token, the first (the sentinel) left out; compiled once."""
+    """(inputs, targets) → nats a target; compiled once."""
     nll = jax.jit(partial(_nll, config))
     on_device = jax.tree.map(jnp.asarray, params)
     return lambda inputs_BS, targets_BT: float(nll(on_device, inputs_BS, targets_BT))
@@ -161,8 +180,8 @@ def _scorer(config: ModelConfig, params: Params) -> Callable[[np.ndarray, np.nda
 
 def _nll(config: ModelConfig, params: Params, inputs_BS: jax.Array, targets_BT: jax.Array) -> jax.Array:
     hidden_BTD = hidden_states(config, params, inputs_BS, shift_right(targets_BT))
-    log_probabilities_BTV = jax.nn.log_softmax(logits(params, hidden_BTD[:, 1:]))
-    return -jnp.take_along_axis(log_probabilities_BTV, targets_BT[:, 1:, None], axis=2).mean()
+    log_probabilities_BTV = jax.nn.log_softmax(logits(params, hidden_BTD))
+    return -jnp.take_along_axis(log_probabilities_BTV, targets_BT[:, :, None], axis=2).mean()
 
 
 def _cosine(a: np.ndarray, b: np.ndarray) -> float:

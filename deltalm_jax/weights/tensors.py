@@ -136,7 +136,10 @@ def write_safetensors(
         contiguous[name] = np.asarray(array, order="C")
     with whole_file(path) as temporary:
         try:
+            with open(temporary, "wb") as file:
+                mode = os.fstat(file.fileno()).st_mode
             safetensors.numpy.save_file(contiguous, temporary, {"format": "pt"} if metadata is None else dict(metadata))
+            temporary.chmod(mode)  # the library's own is for the owner alone
         except safetensors.SafetensorError as error:
             raise WeightsError(f"{path} cannot be written: {error}") from error
 

@@ -226,3 +226,9 @@ def test_torch_reads_and_writes_the_same(tmp_path):
         np.testing.assert_array_equal(tensor.float().numpy(), ARRAYS[name].astype(np.float32))
     safetensors_torch.save_file(loaded, path)
     assert_equal(read_safetensors(path), {n: np.array(a, a.dtype.newbyteorder("=")) for n, a in ARRAYS.items()})
+
+
+def test_a_written_file_is_for_whom_other_files_are(tmp_path):
+    write_safetensors(tmp_path / "model.safetensors", {"a": np.ones(2, np.float32)})
+    (tmp_path / "other").write_text("")
+    assert (tmp_path / "model.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
