@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from deltalm_jax.data.vocabulary import DEFAULT_NUM_SENTINELS, SIZE_MULTIPLE, Vocabulary, VocabularyError
+from deltalm_jax.data.vocabulary import DEFAULT_NUM_SENTINELS, Vocabulary, padded_size
 from deltalm_jax.errors import UserError
 from deltalm_jax.model.config import ModelConfig
 from deltalm_jax.model.deltalm import Params
@@ -149,11 +149,11 @@ def _from_encoder(request: Request, vocabulary: Vocabulary | None) -> Converted:
     initialize = request.initialize or INITIALIZATIONS[0]
     rows, layers = len(encoder.params["token_embedding"]), encoder.config.num_encoder_layers
     sentinels = request.num_sentinels or DEFAULT_NUM_SENTINELS
-    without_vocabulary = -(-(rows + sentinels) // SIZE_MULTIPLE) * SIZE_MULTIPLE
+    size = vocabulary.size if vocabulary else padded_size(rows + sentinels)
     try:
         config = dataclasses.replace(
             encoder.config,
-            vocab_size=request.vocab_size or (vocabulary.size if vocabulary else without_vocabulary),
+            vocab_size=request.vocab_size or size,
             decoder="vanilla" if initialize.startswith("vanilla") else "interleaved",
             num_decoder_layers=request.num_decoder_layers or num_decoder_layers(initialize, layers),
         )
@@ -222,8 +222,6 @@ def _load_vocabulary(request: Request, file: Path) -> Vocabulary:
         vocabulary = Vocabulary.load(file, num_sentinels=sentinels, sentinel_start=start)
         if request.sentinel_layout == "last_rows":
             vocabulary = Vocabulary.load(file, num_sentinels=sentinels, sentinel_start=vocabulary.size - sentinels)
-    except VocabularyError:
-        raise
     except (OSError, TypeError) as error:
         raise WeightsError(f"{file}: cannot be used as the model's vocabulary: {error}") from error
     return vocabulary

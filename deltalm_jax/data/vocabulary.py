@@ -49,6 +49,11 @@ SIZE_MULTIPLE = 8
 _WORD_START = "\u2581"  # SentencePiece's mark for "a space stood here"
 
 
+def padded_size(rows: int) -> int:
+    """Rows of a table that holds so many: the next multiple of 8."""
+    return -(-rows // SIZE_MULTIPLE) * SIZE_MULTIPLE
+
+
 def from_fairseq_ids(ids: np.ndarray) -> np.ndarray:
     """Our ids for ids of fairseq's and Hugging Face's XLM-R and DeltaLM; int array of any shape."""
     return _permuted(ids, FROM_FAIRSEQ)
@@ -140,8 +145,7 @@ class Vocabulary:
     @property
     def size(self) -> int:
         """Rows of the embedding table: the sentinels' end rounded up to a multiple of 8 (XLM-R: 250,104)."""
-        end = self.sentinel_start + self.num_sentinels
-        return -(-end // SIZE_MULTIPLE) * SIZE_MULTIPLE
+        return padded_size(self.sentinel_start + self.num_sentinels)
 
     @functools.cached_property
     def model_sha256(self) -> str:

@@ -18,6 +18,7 @@ import numpy as np
 from deltalm_jax.data.vocabulary import FROM_FAIRSEQ, TO_FAIRSEQ
 from deltalm_jax.model.config import RESERVED_POSITIONS, ModelConfig
 from deltalm_jax.model.deltalm import Params, init_params
+from deltalm_jax.parallel.sharding import path_name
 from deltalm_jax.weights.names import Naming, is_transposed
 from deltalm_jax.weights.tensors import StoredTensor, WeightsError
 
@@ -207,7 +208,7 @@ def tensors_of(params: Params, naming: Naming) -> Iterator[tuple[str, np.ndarray
 def flatten(params: Params) -> dict[str, Any]:
     """{"encoder/layers/…/kernel": leaf}, the token table first."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
-    named = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+    named = {path_name(path): leaf for path, leaf in leaves}
     return {"token_embedding": named.pop("token_embedding")} | named
 
 
