@@ -209,7 +209,7 @@ def _size(inputs: Sequence[TextSource], data_dir: str) -> str:
 
 @contextlib.contextmanager
 def _progress(console: Console) -> Iterator[Callable[[Progress], None]]:
-    """A progress bar over input files on a terminal, a line every few seconds elsewhere."""
+    """A progress bar over parts of the text on a terminal, a line every few seconds elsewhere."""
 
     def details(progress: Progress) -> str:
         return (
@@ -218,17 +218,17 @@ def _progress(console: Console) -> Iterator[Callable[[Progress], None]]:
         )
 
     if console.is_terminal:
-        columns = (TextColumn("reading"), BarColumn(), MofNCompleteColumn(), TextColumn("files; {task.description}"))
+        columns = (TextColumn("reading"), BarColumn(), MofNCompleteColumn(), TextColumn("parts; {task.description}"))
         with ProgressBar(*columns, TimeElapsedColumn(), console=console, transient=True) as bar:
             shown = bar.add_task("", total=None)
-            yield lambda p: bar.update(shown, total=p.files, completed=p.files_read, description=details(p))
+            yield lambda p: bar.update(shown, total=p.parts, completed=p.parts_read, description=details(p))
         return
 
     last, said = time.monotonic(), ""
 
     def say(progress: Progress) -> None:
         nonlocal last, said
-        line = f"read {progress.files_read:,} of {progress.files:,} files; {details(progress)}"
+        line = f"read {progress.parts_read:,} of {progress.parts:,} parts; {details(progress)}"
         if line != said and time.monotonic() - last >= _LINE_SECONDS:
             last, said = time.monotonic(), line
             console.print(line, markup=False)

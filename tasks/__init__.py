@@ -2,7 +2,7 @@
 
 `import tasks` registers the Tasks and Mixtures of pretraining for the shipped sample; `tasks.register(data_dir=…)` does
 so for a folder of one's own, in place of those; `tasks.add_task(…)` adds a Task over any other seqio source. This imports
-seqio and TensorFlow; `tasks.readers` and `tasks.corpora` use neither themselves.
+seqio and TensorFlow; `deltalm_jax.data.readers` and `tasks.corpora` use neither themselves.
 """
 
 from __future__ import annotations

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from deltalm_jax.data.blocks import is_held_out
+from deltalm_jax.data.readers import ENGLISH, CorpusError, pair_codes, read_cc100, read_ccaligned
 from tasks.languages import Language, load_languages
-from tasks.readers import ENGLISH, CorpusError, pair_codes, read_cc100, read_ccaligned
 
 SAMPLE_DIR = Path(__file__).parent / "sample"
 SPLITS = ("train", "validation")
@@ -86,17 +86,17 @@ CORPORA: dict[str, Corpus] = {CC100.name: CC100, CCALIGNED.name: CCALIGNED}
 
 
 @dataclasses.dataclass(frozen=True)
-class CorpusFile:
-    """The files of one language in one corpus; `validation` is None where text is held out by hash."""
+class CorpusFiles:
+    """The files of one language in one corpus; `validation` is empty where text is held out by hash."""
 
     language: str
-    train: Path
-    validation: Path | None
+    train: tuple[Path, ...]
+    validation: tuple[Path, ...] = ()
 
 
 def find_files(
     data_dir: str | Path | None, corpus_name: str, languages: Sequence[str] | None = None
-) -> dict[str, CorpusFile]:
+) -> dict[str, CorpusFiles]:
     """The files of a corpus by language code, sorted by code.
 
     Args:
@@ -127,12 +127,13 @@ def find_files(
     if languages is not None:
         _check_languages(languages, train, table, f"{corpus.title} in {folder.absolute()}")
     chosen = sorted(train if languages is None else set(languages))
-    return {code: CorpusFile(code, train[code], validation.get(code)) for code in chosen}
+    held_out = {code: (path,) for code, path in validation.items()}
+    return {code: CorpusFiles(code, (train[code],), held_out.get(code, ())) for code in chosen}
 
 
 def read_split(
     corpus: Corpus,
-    file: CorpusFile,
+    files: CorpusFiles,
     split: str,
     counts: Counter[str] | None = None,
     held_out_fraction: float = HELD_OUT_FRACTION,
@@ -141,10 +142,10 @@ def read_split(
 
     Args:
       corpus: what the file is.
-      file: from `find_files`.
+      files: from `find_files`.
       split: "train" or "validation".
       counts: reasons for dropped lines, as the readers count them.
-      held_out_fraction: share held out by hash where the file has no validation file.
+      held_out_fraction: share held out by hash where there are no validation files.
 
     Raises:
       ValueError: another split.
@@ -152,13 +153,11 @@ def read_split(
     """
     if split not in SPLITS:
         raise ValueError(f"Unknown split {split!r} of {corpus.name}: expected {' or '.join(SPLITS)}.")
-    if file.validation is not None:
-        yield from corpus.read(file.validation if split == "validation" else file.train, counts)
-        return
     wanted = split == "validation"
-    for item in corpus.read(file.train, counts):
-        if is_held_out(corpus.text_of(item), held_out_fraction) == wanted:
-            yield item
+    for path in files.validation if wanted and files.validation else files.train:
+        for item in corpus.read(path, counts):
+            if files.validation or is_held_out(corpus.text_of(item), held_out_fraction) == wanted:
+                yield item
 
 
 def require_items(items: Iterable[Item], corpus: Corpus, path: Path, counts: Counter[str]) -> Iterator[Item]:

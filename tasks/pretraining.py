@@ -8,7 +8,7 @@ One Task per language and corpus, `cc100_de`, `ccaligned_de`, with the splits tr
 `deltalm_span_corruption`, `deltalm_translation_span_corruption`, and `deltalm_pretrain` of both. Each example has
 `inputs` and `targets`, int32 and without any id that the objective did not put there: no end-of-sequence id is added.
 
-The Tasks read the corpora's own files through `tasks.readers`; there is no copy in between. The preparation
+The Tasks read the corpora's own files through `deltalm_jax.data.readers`; there is no copy in between. The preparation
 (`deltalm_jax.prepare`) recognises their `CorpusDataSource` and reads the files directly; training then needs no seqio.
 Tasks of one's own, over any other seqio source, are registered with `add_task` (docs/own_data.md).
 
@@ -32,7 +32,7 @@ from deltalm_jax.data.blocks import UNITS
 from deltalm_jax.data.stream import sampling_rates
 from deltalm_jax.data.vocabulary import Vocabulary
 from deltalm_jax.objectives import make_objective
-from tasks.corpora import CORPORA, SAMPLE_DIR, CorpusFile, find_files, task_name
+from tasks.corpora import CORPORA, SAMPLE_DIR, CorpusFiles, find_files, task_name
 from tasks.languages import Language, load_languages
 from tasks.preprocessors import corrupt, cut_into_chunks
 from tasks.source import CorpusDataSource
@@ -105,14 +105,14 @@ def register(
     for corpus_name, corpus_files in files.items():
         corpus = CORPORA[corpus_name]
         names = [task_name(corpus_name, language) for language in corpus_files]
-        for name, file in zip(names, corpus_files.values(), strict=True):
+        for name, language in zip(names, corpus_files, strict=True):
             add_task(
                 name,
-                CorpusDataSource(corpus, file),
+                CorpusDataSource(corpus, corpus_files[language]),
                 objective=corpus.objective,
-                language=file.language,
+                language=language,
                 vocabulary=vocabulary,
-                groups=_groups_of(file.language, table),
+                groups=_groups_of(language, table),
                 chunk_length=chunk_length,
                 sizing=sizing,
                 mask_sides=mask_sides,
@@ -207,7 +207,7 @@ def _load_vocabulary(vocabulary: Vocabulary | str | Path) -> Vocabulary:
     return Vocabulary.load(SAMPLE_DIR / "vocabulary.model" if vocabulary == SAMPLE else vocabulary)
 
 
-def _find_all_files(data_dir: str | Path | None, languages: Sequence[str] | None) -> dict[str, dict[str, CorpusFile]]:
+def _find_all_files(data_dir: str | Path | None, languages: Sequence[str] | None) -> dict[str, dict[str, CorpusFiles]]:
     """Files by corpus and language; a corpus without files, or without the languages asked for, is left out."""
     folder = Path(SAMPLE_DIR if data_dir is None else data_dir)
     present = {name: find_files(data_dir, name) for name in CORPORA if (folder / name).is_dir()}
@@ -223,11 +223,11 @@ def _find_all_files(data_dir: str | Path | None, languages: Sequence[str] | None
 
 
 def _token_counts(
-    files: Mapping[str, Mapping[str, CorpusFile]],
+    files: Mapping[str, Mapping[str, CorpusFiles]],
     data_dir: str | Path | None,
     prepared: str | Path | Mapping[str, Any] | None,
 ) -> dict[str, int]:
-    by_task = {task_name(corpus, code): file for corpus, fs in files.items() for code, file in fs.items()}
+    by_task = {task_name(corpus, code): found for corpus, by_code in files.items() for code, found in by_code.items()}
     counts: dict[str, int]
     if prepared is not None:
         manifest = prepared
@@ -237,7 +237,7 @@ def _token_counts(
     elif data_dir is None:
         counts = json.loads((SAMPLE_DIR / "token_counts.json").read_text(encoding="utf-8"))
     else:
-        counts = {name: file.train.stat().st_size for name, file in by_task.items()}
+        counts = {name: sum(path.stat().st_size for path in found.train) for name, found in by_task.items()}
     if missing := sorted(name for name in by_task if not counts.get(name)):
         raise ValueError(
             f"No token counts for {', '.join(missing)}: they are not in the prepared data's manifest, or have no "

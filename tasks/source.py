@@ -10,7 +10,7 @@ from typing import Any
 import seqio
 import tensorflow as tf
 
-from tasks.corpora import HELD_OUT_FRACTION, SPLITS, Corpus, CorpusFile, read_split, require_items
+from tasks.corpora import HELD_OUT_FRACTION, SPLITS, Corpus, CorpusFiles, read_split, require_items
 from tasks.exiting import call, ending
 
 # Items handed from Python to TensorFlow at once: each hand-over takes Python's lock, for which 200 Tasks compete.
@@ -18,34 +18,35 @@ _ITEMS_AT_A_TIME = 64
 
 
 class CorpusDataSource(seqio.DataSource):
-    """A language of a corpus, without a copy of it: `tasks.readers` as a seqio source.
+    """A language of a corpus, without a copy of it: `deltalm_jax.data.readers` as a seqio source.
 
     Examples are `{"text"}` (a document, paragraphs joined with a line feed) or `{"english", "other"}`, strings.
 
     Attributes:
       corpus: the corpus; its reader and objective.
-      file: where the text is.
+      files: where the text is.
       language: language code.
-      held_out_fraction: share held out by hash where `file` has no validation file.
+      held_out_fraction: share held out by hash where `files` has no validation files.
     """
 
-    def __init__(self, corpus: Corpus, file: CorpusFile, held_out_fraction: float = HELD_OUT_FRACTION):
+    def __init__(self, corpus: Corpus, files: CorpusFiles, held_out_fraction: float = HELD_OUT_FRACTION):
         """Reads nothing yet."""
         # No number of examples: knowing it would take reading everything.
         super().__init__(splits=SPLITS)
         self.corpus = corpus
-        self.file = file
-        self.language = file.language
+        self.files = files
+        self.language = files.language
         self.held_out_fraction = held_out_fraction
 
     @property
     def supports_arbitrary_sharding(self) -> bool:
-        """False: one compressed file is one shard, and seqio deals out its examples."""
+        """False: all files are one shard, and seqio deals out its examples."""
         return False
 
     def list_shards(self, split: str) -> Sequence[str]:
-        """The one file of a split."""
-        return [str((split == "validation" and self.file.validation) or self.file.train)]
+        """One, of all files of a split."""
+        files = (split == "validation" and self.files.validation) or self.files.train
+        return [" ".join(map(str, files))]
 
     def read(self, split: str) -> Iterator[Any]:
         """Documents or pairs of a split.
@@ -54,9 +55,9 @@ class CorpusDataSource(seqio.DataSource):
           CorpusError: unreadable, or no training text at all.
         """
         counts: Counter[str] = Counter()
-        items = read_split(self.corpus, self.file, split, counts, self.held_out_fraction)
+        items = read_split(self.corpus, self.files, split, counts, self.held_out_fraction)
         # By hash, a small language may well have no validation text; training text there must be.
-        return require_items(items, self.corpus, self.file.train, counts) if split == "train" else items
+        return require_items(items, self.corpus, self.files.train[0], counts) if split == "train" else items
 
     def get_dataset(
         self,
@@ -92,6 +93,6 @@ class CorpusDataSource(seqio.DataSource):
         return tf.data.Dataset.from_generator(columns, output_signature=signature).unbatch()
 
     def __str__(self) -> str:
-        return f"CorpusDataSource({self.corpus.name}, {self.language}, {self.file.train})"
+        return f"CorpusDataSource({self.corpus.name}, {self.language}, {self.files.train[0]})"
 
     __repr__ = __str__

@@ -11,9 +11,9 @@ import seqio
 import tensorflow as tf
 
 from deltalm_jax.data.blocks import UNITS
+from deltalm_jax.data.readers import MAX_LINE_BYTES, clean
 from deltalm_jax.data.vocabulary import Vocabulary
 from tasks.corpora import CorpusError
-from tasks.readers import MAX_LINE_BYTES, clean
 
 FIELDS = {"documents": ("text",), "pairs": ("english", "other")}
 
@@ -99,7 +99,7 @@ class PretrainingTask(seqio.Task):
 
 
 def to_item(texts: Sequence[bytes], unit: str, counts: Counter[str]) -> Any | None:
-    """A document or a pair from the strings of an example, under the rules of `tasks.readers`.
+    """A document or a pair from the strings of an example, under the rules of `deltalm_jax.data.readers`.
 
     Args:
       texts: one string of paragraphs separated by line feeds, or the two sides of a pair. UTF-8.

@@ -176,7 +176,9 @@ def test_the_sample_is_complete() -> None:
     """Every shipped file becomes an input, with its validation file."""
     inputs = inputs_of("deltalm_pretrain", Registration(Vocabulary.load(VOCABULARY)))
     shipped = {path for path in corpora.SAMPLE_DIR.rglob("*") if path.name.endswith((".txt.xz", ".tsv.xz"))}
-    assert {path for source in inputs if isinstance(source, Input) for path in source.files.values()} == shipped
+    assert {
+        path for source in inputs if isinstance(source, Input) for paths in source.files.values() for path in paths
+    } == shipped
     assert len(shipped) > 300
     groups = {source.task: source.groups for source in inputs}
     assert groups["cc100_th"] == groups["ccaligned_th"] == {"script": "Thai", "resource_level": "high"}
@@ -194,8 +196,8 @@ def test_progress_off_a_terminal(capfd: pytest.CaptureFixture[str], monkeypatch:
         say(Progress(10, 10, 9, 9, 4))
     lines = capfd.readouterr().err.splitlines()
     assert lines == [
-        "read 1 of 10 files; tokenised 2 of 5 blocks, 0 shards written",
-        "read 10 of 10 files; tokenised 9 of 9 blocks, 4 shards written",
+        "read 1 of 10 parts; tokenised 2 of 5 blocks, 0 shards written",
+        "read 10 of 10 parts; tokenised 9 of 9 blocks, 4 shards written",
     ]
 
 

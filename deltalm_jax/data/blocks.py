@@ -11,6 +11,7 @@ done twice. A text that yields no ids is left out and counted.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,12 +21,14 @@ import numpy as np
 import xxhash
 
 from deltalm_jax.data.packing import join_and_cut, pack_pairs
-from deltalm_jax.data.shards import digest_file, digest_into, encode_record
+from deltalm_jax.data.shards import digest_into, encode_record
 from deltalm_jax.data.vocabulary import Vocabulary
 from deltalm_jax.objectives.hashing import hash_keys, string_key
 
 # What an objective's chunks are made of.
 UNITS = {"span_corruption": "documents", "translation_span_corruption": "pairs"}
+# What one worker reads at a time, bytes on disk.
+PART_BYTES = 64 << 20
 # Counters of readers and packing that tell of a change, not of a line left out.
 CHANGED = ("long_document", "side_truncated", "rest_too_short")
 
@@ -61,17 +64,20 @@ class TextSource(Protocol):
     def splits(self) -> tuple[str, ...]:
         """ "train", and "validation" if it has held-out text of its own; else text is held out of "train" by hash."""
 
-    def read(self, split: str, counts: Counter[str], digest: Digest) -> Iterator[Any]:
-        """Documents (lists of paragraphs) or pairs (English, other); counts dropped ones by reason.
+    def parts(self, split: str) -> int:
+        """Pieces that the split's text is read in, each by one worker. They depend on the text alone."""
 
-        `digest` is updated with what identifies the text; at the end of reading it is `self.digest(split)`.
+    def read(self, split: str, part: int, counts: Counter[str], digest: Digest) -> Iterator[Any]:
+        """Documents (lists of paragraphs) or pairs (English, other) of a part; counts dropped ones by reason.
+
+        `digest` is updated with what identifies the text; at the end of reading it is `self.digest(split, part)`.
         """
 
-    def origin(self, split: str) -> dict[str, Any]:
-        """What the manifest says of the split beside its digest: what is known of it without reading."""
+    def origin(self, split: str, part: int) -> dict[str, Any]:
+        """What the manifest says of the part beside its digest: what is known of it without reading."""
 
-    def digest(self, split: str) -> str:
-        """Identity of the split's text, xxh3 (128 bit, hexadecimal)."""
+    def digest(self, split: str, part: int) -> str:
+        """Identity of the part's text, xxh3 (128 bit, hexadecimal)."""
 
     def size(self, split: str) -> int:
         """Bytes on disk; 0 where that is not known."""
@@ -85,7 +91,7 @@ class TextSource(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Input:
-    """The text of one task in files: a `TextSource`.
+    """The text of one task in files: a `TextSource`. Its parts are runs of consecutive files.
 
     Attributes:
       task: name; also the folder of its shards.
@@ -93,18 +99,20 @@ class Input:
       language: language code.
       reader: module-level function `(path, counts) -> iterator` of documents (lists of paragraphs) or of pairs
         (English, other); counts dropped lines by reason.
-      train: file of the training text.
-      validation: file of the held-out text; None: text is held out of `train` by hash.
+      train: files of the training text, in the order in which they are read.
+      validation: files of the held-out text; none: text is held out of `train` by hash.
       groups: kind of group → the group of languages that it belongs to.
+      part_bytes: files are read together, as one part, until they come to so much, as they lie on disk.
     """
 
     task: str
     objective: str
     language: str
     reader: Callable[[Path, Counter[str]], Iterator[Any]]
-    train: Path
-    validation: Path | None = None
+    train: tuple[Path, ...]
+    validation: tuple[Path, ...] = ()
     groups: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    part_bytes: int = PART_BYTES
 
     def __post_init__(self) -> None:
         if self.objective not in UNITS:
@@ -116,45 +124,71 @@ class Input:
         return UNITS[self.objective]
 
     @property
-    def files(self) -> dict[str, Path]:
+    def files(self) -> dict[str, tuple[Path, ...]]:
         """Its files by split."""
         return {"train": self.train} | ({"validation": self.validation} if self.validation else {})
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """Those that have a file."""
+        """Those that have files."""
         return tuple(self.files)
 
-    def read(self, split: str, counts: Counter[str], digest: Digest) -> Iterator[Any]:
-        """What the reader gives.
+    def parts(self, split: str) -> int:
+        """Small files are put together: a part has a file's worth of work, and its blocks and shards are full."""
+        return len(self._runs[split])
+
+    def read(self, split: str, part: int, counts: Counter[str], digest: Digest) -> Iterator[Any]:
+        """What the reader gives of each file.
 
         Raises:
           ValueError, OSError: from the reader.
         """
-        yield from self.reader(self.files[split], counts)
-        digest_into(digest, self.files[split])
+        for path in self._runs[split][part]:
+            yield from self.reader(path, counts)
+            digest_into(digest, path)
 
-    def origin(self, split: str) -> dict[str, Any]:
-        """Name and size of the file."""
-        return {"file": self.files[split].name, "bytes": self.size(split)}
+    def origin(self, split: str, part: int) -> dict[str, Any]:
+        """Names and sizes of the files."""
+        return {"files": [[path.name, path.stat().st_size] for path in self._runs[split][part]]}
 
-    def digest(self, split: str) -> str:
-        """Of the file's bytes, as they are on disk."""
-        return digest_file(self.files[split])
+    def digest(self, split: str, part: int) -> str:
+        """Of the files' bytes, as they are on disk."""
+        digest = Digest()
+        for path in self._runs[split][part]:
+            digest_into(digest, path)
+        return digest.hexdigest()
 
     def size(self, split: str) -> int:
-        """Of the file."""
-        return self.files[split].stat().st_size
+        """Of the files."""
+        return sum(path.stat().st_size for path in self.files[split])
 
     def problem(self, split: str) -> str | None:
-        """The file is missing or empty."""
-        if not self.files[split].is_file():
-            return "missing"
-        return None if self.size(split) else "empty"
+        """A file is missing or empty."""
+        for path in self.files[split]:
+            if not path.is_file():
+                return f"{path} is missing"
+            if not path.stat().st_size:
+                return f"{path} is empty"
+        return None
 
     def where(self, split: str) -> str:
-        """The file's path."""
-        return str(self.files[split])
+        """The first file's path, and how many there are."""
+        first, *more = self.files[split]
+        return f"{first} and {len(more)} more" if more else str(first)
+
+    @functools.cached_property
+    def _runs(self) -> dict[str, list[list[Path]]]:
+        """The files of each part, by split."""
+        runs: dict[str, list[list[Path]]] = {}
+        for split, files in self.files.items():
+            runs[split], size = [], self.part_bytes
+            for path in files:
+                if size >= self.part_bytes:
+                    runs[split].append([])
+                    size = 0
+                runs[split][-1].append(path)
+                size += path.stat().st_size
+        return runs
 
 
 def is_held_out(text: str, fraction: float) -> bool:
@@ -177,20 +211,21 @@ def english_first(pairs: Sequence[Pair]) -> np.ndarray:
 
 
 def read_blocks(
-    source: TextSource, split: str, fraction: float, block_bytes: int, counts: Counter[str], digest: Digest
+    source: TextSource, split: str, part: int, fraction: float, block_bytes: int, counts: Counter[str], digest: Digest
 ) -> Iterator[tuple[str, int, list[Any]]]:
-    """Reads one split of a task into blocks.
+    """Reads one part of a task's split into blocks.
 
     Args:
       source: the task.
       split: which of its splits. "train" also gives the validation split where the task has none of its own.
+      part: which of the split's parts.
       fraction: share of the texts held out then.
       block_bytes: a block is closed once it holds this much text, UTF-8.
       counts: of dropped lines.
       digest: of the text; see `TextSource.read`.
 
     Yields:
-      (split, number of the block within task and split, items). Blocks of both splits alternate as they fill up.
+      (split, number of the block within split and part, items). Blocks of both splits alternate as they fill up.
 
     Raises:
       ValueError, OSError: from the reader.
@@ -199,7 +234,7 @@ def read_blocks(
     hold_out = split == "train" and "validation" not in source.splits
     items: dict[str, list[Any]] = {"train": [], "validation": []}
     sizes, numbers = Counter[str](), Counter[str]()
-    for item in source.read(split, counts, digest):
+    for item in source.read(split, part, counts, digest):
         target = split
         if hold_out and is_held_out(item[0] if pairs else "\n".join(item), fraction):
             target = "validation"

@@ -27,7 +27,7 @@ from array_record.python import array_record_module
 from deltalm_jax.data.shards import Shard, decode_records, digest_file, write_atomically
 from deltalm_jax.errors import UserError
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST = "manifest.json"
 VOCABULARY_MODEL = "vocabulary.model"
 SPLITS = ("train", "validation")

@@ -1,7 +1,7 @@
 """Runs a Beam pipeline on this machine: Beam's Python runner, in this process or with worker processes.
 
 Beam's "DirectRunner" is not used: it first tries to download a Go binary (Prism). What is added to Beam's own
-multi-processing mode: workers get the pipeline's options; their chatter goes to a file; readers travel as code; and a
+multi-processing mode: workers get the pipeline's options; their chatter goes to a file; and a
 worker that dies (the usual cause is memory) ends the run with an error, where Beam alone waits for it for ever.
 """
 
@@ -14,12 +14,10 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 
 import apache_beam as beam
-from apache_beam.internal.cloudpickle import cloudpickle
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.portability.api import beam_provision_api_pb2
 from apache_beam.runners.portability.fn_api_runner import fn_runner
@@ -135,23 +133,6 @@ def _alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return True
-
-
-@contextlib.contextmanager
-def readers_by_value(readers: Iterable[Callable[..., object]]) -> Iterator[None]:
-    """Lets readers travel to the workers as code, not as the name of a module to import there.
-
-    The package that a reader lives in may be costly to import (`tasks` registers seqio Tasks and so imports
-    TensorFlow: ten seconds and half a gigabyte a worker), or may not be installed on a cluster's workers at all.
-    """
-    modules: set[ModuleType] = {sys.modules[reader.__module__] for reader in readers} - {sys.modules["__main__"]}
-    for module in modules:
-        cloudpickle.register_pickle_by_value(module)
-    try:
-        yield
-    finally:
-        for module in modules:
-            cloudpickle.unregister_pickle_by_value(module)
 
 
 @contextlib.contextmanager

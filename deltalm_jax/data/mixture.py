@@ -93,7 +93,11 @@ class TaskInput:
         """ "documents" or "pairs"."""
         return UNITS[self.objective]
 
-    def read(self, split: str, counts: Counter[str], digest: Digest) -> Iterator[Any]:
+    def parts(self, split: str) -> int:
+        """One: seqio sources cannot be read from the middle."""
+        return 1
+
+    def read(self, split: str, part: int, counts: Counter[str], digest: Digest) -> Iterator[Any]:
         """Documents or pairs of a split, from the Task's steps before chunking.
 
         Raises:
@@ -104,14 +108,14 @@ class TaskInput:
             digest.update(json.dumps(item, ensure_ascii=False).encode() + b"\n")
             yield item
 
-    def origin(self, split: str) -> dict[str, Any]:
+    def origin(self, split: str, part: int) -> dict[str, Any]:
         """Its name and split."""
         return {"seqio_task": self.task, "split": split}
 
-    def digest(self, split: str) -> str:
+    def digest(self, split: str, part: int) -> str:
         """Reads the whole split."""
         digest = xxhash.xxh3_128()
-        for _ in self.read(split, Counter(), digest):
+        for _ in self.read(split, part, Counter(), digest):
             pass
         return digest.hexdigest()
 
@@ -180,15 +184,15 @@ def inputs_of(name: str, registration: Registration) -> list[TextSource]:
             )
         _check_vocabulary(task, registration.vocabulary)
         if corpus := corpus_of(task):
-            file, reader = corpus.file, corpus.corpus.read
+            files, reader = corpus.files, corpus.corpus.read
             folder = registration.options.get("data_dir") or SAMPLE_DIR
-            if not file.train.absolute().is_relative_to(os.path.abspath(folder)):
+            if not files.train[0].absolute().is_relative_to(os.path.abspath(folder)):
                 raise MixtureError(
-                    f"task {task.name} reads {file.train}, which is not in {folder}: {registration.task_module} registers "
-                    "another folder's corpora. Leave tasks.register out of it, or name that folder with --data_dir."
+                    f"task {task.name} reads {files.train[0]}, which is not in {folder}: {registration.task_module} "
+                    "registers another folder's corpora. Leave tasks.register out of it, or name that folder with --data_dir."
                 )
             inputs.append(
-                Input(task.name, task.objective, task.language, reader, file.train, file.validation, task.groups)
+                Input(task.name, task.objective, task.language, reader, files.train, files.validation, task.groups)
             )
             continue
         splits = tuple(split for split in ("train", "validation") if split == "train" or split in task.splits)

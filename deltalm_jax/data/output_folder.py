@@ -68,13 +68,19 @@ def _differences(manifest: Mapping[str, Any], header: Mapping[str, Any], inputs:
     ]
     pairs += [(name, manifest.get("settings", {}).get(name), value) for name, value in header["settings"].items()]
     there = {
-        (task, split): {key: value for key, value in found.items() if key != "xxh3"}
+        (task, split): [{key: value for key, value in part.items() if key != "xxh3"} for part in found]
         for task, entry in manifest["tasks"].items()
         for split, found in entry.get("inputs", {}).items()
     }
-    asked = {(source.task, split): source.origin(split) for source in inputs for split in source.splits}
+    asked = {
+        (source.task, split): [source.origin(split, part) for part in range(source.parts(split))]
+        for source in inputs
+        for split in source.splits
+    }
     for key in [*asked, *(key for key in there if key not in asked)]:
-        pairs.append((f"{key[0]} {key[1]} file", _shown(there.get(key)), _shown(asked.get(key))))
+        was, now = there.get(key, []), asked.get(key, [])
+        if was != now:
+            pairs.append((f"{key[0]} {key[1]} text", _shown(was, now), _shown(now, was)))
     for source in inputs:
         entry = manifest["tasks"].get(source.task, {})
         for name in ("objective", "language", "groups") if entry else ():
@@ -87,17 +93,21 @@ def _differences(manifest: Mapping[str, Any], header: Mapping[str, Any], inputs:
         yield "the order of the tasks"
     for source in inputs:
         for split in source.splits:
-            if source.digest(split) != manifest["tasks"][source.task]["inputs"][split]["xxh3"]:
-                yield f"{source.task} {split} file: other content in {source.where(split)}"
+            found = manifest["tasks"][source.task]["inputs"][split]
+            if any(source.digest(split, part) != entry["xxh3"] for part, entry in enumerate(found)):
+                yield f"{source.task} {split} text: other content in {source.where(split)}"
 
 
-def _shown(origin: Mapping[str, Any] | None) -> str:
-    """`TextSource.origin`, for messages."""
-    if origin is None:
-        return "nothing"
-    if "seqio_task" in origin:
-        return f"seqio task {origin['seqio_task']}, split {origin['split']}"
-    return f"{origin['file']} of {origin['bytes']:,} bytes"
+def _shown(origins: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]]) -> str:
+    """What is in `TextSource.origin` of all parts and not in those of `others`, for messages."""
+    shown: list[str] = []
+    known = [file for other in others for file in other.get("files", [])]
+    for origin in origins:
+        if "seqio_task" in origin:
+            shown.append(f"seqio task {origin['seqio_task']}, split {origin['split']}")
+        shown += [f"{name} of {size:,} bytes" for name, size in origin.get("files", []) if [name, size] not in known]
+    more = f" and {len(shown) - 2} more" if len(shown) > 2 else ""
+    return ", ".join(shown[:2]) + more if shown else "nothing more" if origins else "nothing"
 
 
 @contextlib.contextmanager

@@ -26,19 +26,20 @@ from deltalm_jax.data.shards import Shard, write_shard
 from deltalm_jax.data.vocabulary import Vocabulary
 
 _WORK, _PROGRESS, _RESULTS = ".work", "progress", "results.json"
-_FILES = "files"
+_PARTS = "parts"
 _MESSAGE = re.compile(r"<preparation-error ([A-Za-z0-9+/=]*)>")
 
-BlockKey = tuple[int, str, int]  # task's place in the inputs, split, number of the block or shard
+BlockKey = tuple[int, str, int, int]  # task's place in the inputs, split, part, number of the block or shard in it
 Stored = str | bytes
 
 
 @dataclasses.dataclass(frozen=True)
-class FileResult:
-    """One input file, or split of a seqio Task, after reading: its task, split, entry in the manifest, and counts."""
+class PartResult:
+    """One part of a task's split after reading: its place, entry in the manifest, and counts of dropped lines."""
 
     index: int
     split: str
+    part: int
     entry: dict[str, Any]
     counts: dict[str, int]
 
@@ -49,6 +50,7 @@ class ShardResult:
 
     index: int
     split: str
+    part: int
     number: int
     counts: dict[str, int]
     shard: Shard | None
@@ -107,16 +109,16 @@ class Plan:
         except OSError:
             return Counter()
 
-    def results(self) -> tuple[list[FileResult], list[ShardResult]]:
+    def results(self) -> tuple[list[PartResult], list[ShardResult]]:
         """What the workers reported, in the order of the inputs."""
         content = json.loads((self.work_folder / _RESULTS).read_bytes())
-        files = [FileResult(**entry) for entry in content["files"]]
+        parts = [PartResult(**entry) for entry in content["parts"]]
         shards = [
             ShardResult(**{**entry, "shard": entry["shard"] and Shard(**entry["shard"])}) for entry in content["shards"]
         ]
         return (
-            sorted(files, key=lambda f: (f.index, f.split)),
-            sorted(shards, key=lambda s: (s.index, s.split, s.number)),
+            sorted(parts, key=lambda p: (p.index, p.split, p.part)),
+            sorted(shards, key=lambda s: (s.index, s.split, s.part, s.number)),
         )
 
     def name_shards(self, parts: Iterable[ShardResult]) -> list[dict[str, Any]]:
@@ -176,62 +178,63 @@ def _explained(what: str) -> Iterator[None]:
 
 
 class _Read(beam.DoFn):
-    """(task, split) → ((task, split, block), its text); tagged: the file's `FileResult`."""
+    """(task, split, part) → ((task, split, part, block), its text); tagged: the part's `PartResult`."""
 
     def __init__(self, plan: Plan):
         self.plan = plan
 
-    def process(self, element: tuple[int, str]) -> Iterator[Any]:
-        index, split = element
+    def process(self, element: tuple[int, str, int]) -> Iterator[Any]:
+        index, split, part = element
         plan, source = self.plan, self.plan.inputs[index]
         counts, digest = Counter[str](), Digest()
         with _explained(f"task {source.task}"):
-            blocks = read_blocks(source, split, plan.validation_fraction, plan.block_bytes, counts, digest)
+            blocks = read_blocks(source, split, part, plan.validation_fraction, plan.block_bytes, counts, digest)
             for target, number, items in blocks:
                 text = json.dumps(items, ensure_ascii=False).encode()
-                stored = plan.put(f"{source.task}/{target}-{number}.json", text)
+                stored = plan.put(f"{source.task}/{target}-{part}-{number}.json", text)
                 plan.note("block")
-                yield (index, target, number), stored
-            entry = {**source.origin(split), "xxh3": digest.hexdigest()}
-            result = FileResult(index, split, entry, dict(counts))
-        plan.note("file")
-        yield beam.pvalue.TaggedOutput(_FILES, dataclasses.asdict(result))
+                yield (index, target, part, number), stored
+            entry = {**source.origin(split, part), "xxh3": digest.hexdigest()}
+            result = PartResult(index, split, part, entry, dict(counts))
+        plan.note("part")
+        yield beam.pvalue.TaggedOutput(_PARTS, dataclasses.asdict(result))
 
 
 class _Encode(beam.DoFn):
-    """((task, split, block), its text) → ((task, split, shard), (block, its records, its counts))."""
+    """((task, split, part, block), its text) → ((task, split, part, shard), (block, its records, its counts))."""
 
     def __init__(self, plan: Plan, vocabulary: Vocabulary):
         self.plan, self.vocabulary = plan, vocabulary
 
     def process(self, element: tuple[BlockKey, Stored]) -> Iterator[Any]:
-        (index, split, number), stored = element
+        (index, split, part, number), stored = element
         plan, source = self.plan, self.plan.inputs[index]
         with _explained(f"task {source.task}"):
             items = json.loads(plan.take(stored))
             records, counts = encode_block(items, source.unit, self.vocabulary, plan.chunk_lengths[source.objective])
-            out = plan.put(f"{source.task}/{split}-{number}.records", _join_records(records))
+            out = plan.put(f"{source.task}/{split}-{part}-{number}.records", _join_records(records))
         plan.note("encoded")
-        yield (index, split, number // plan.blocks_per_shard), (number, out, dict(counts))
+        yield (index, split, part, number // plan.blocks_per_shard), (number, out, dict(counts))
 
 
 class _Write(beam.DoFn):
-    """((task, split, shard), its blocks) → its `ShardResult`, after writing the file."""
+    """((task, split, part, shard), its blocks) → its `ShardResult`, after writing the file."""
 
     def __init__(self, plan: Plan):
         self.plan = plan
 
     def process(self, element: tuple[BlockKey, Iterable[tuple[int, Stored, dict[str, int]]]]) -> Iterator[Any]:
-        (index, split, number), blocks = element
+        (index, split, part, number), blocks = element
         ordered = sorted(blocks, key=lambda block: block[0])
         counts = sum((Counter(block[2]) for block in ordered), Counter[str]())
         task, shard = self.plan.inputs[index].task, None
         with _explained(f"task {task}"):
             if counts["chunks"]:
                 records = (record for block in ordered for record in _split_records(self.plan.take(block[1])))
-                shard = write_shard(self.plan.folder, f"{task}/{split}-{number:05d}.array_record", records)
+                file = f"{task}/{split}-{part}-{number}.array_record"
+                shard = write_shard(self.plan.folder, file, records)
         self.plan.note("shard")
-        yield dataclasses.asdict(ShardResult(index, split, number, dict(counts), shard))
+        yield dataclasses.asdict(ShardResult(index, split, part, number, dict(counts), shard))
 
 
 class _Collect(beam.DoFn):
@@ -243,7 +246,7 @@ class _Collect(beam.DoFn):
     def process(self, element: tuple[None, Iterable[dict[str, Any]]]) -> None:
         results = list(element[1])
         content = {
-            "files": [result for result in results if "entry" in result],
+            "parts": [result for result in results if "entry" in result],
             "shards": [result for result in results if "shard" in result],
         }
         path = self.plan.work_folder / _RESULTS
@@ -253,11 +256,16 @@ class _Collect(beam.DoFn):
 
 def build(pipeline: beam.Pipeline, plan: Plan, vocabulary: Vocabulary) -> None:
     """Adds the stages to a pipeline."""
-    # Large files first: they are what the last worker waits for.
-    files = [(index, split) for index, source in enumerate(plan.inputs) for split in source.splits]
-    files.sort(key=lambda key: -plan.inputs[key[0]].size(key[1]))
+    # Large tasks first: they are what the last worker waits for.
+    parts = [
+        (index, split, part)
+        for index, source in enumerate(plan.inputs)
+        for split in source.splits
+        for part in range(source.parts(split))
+    ]
+    parts.sort(key=lambda key: -plan.inputs[key[0]].size(key[1]))
     read = (
-        pipeline | "Files" >> beam.Create(files) | "Read" >> beam.ParDo(_Read(plan)).with_outputs(_FILES, main="blocks")
+        pipeline | "Parts" >> beam.Create(parts) | "Read" >> beam.ParDo(_Read(plan)).with_outputs(_PARTS, main="blocks")
     )
     shards = (
         read.blocks
@@ -267,7 +275,7 @@ def build(pipeline: beam.Pipeline, plan: Plan, vocabulary: Vocabulary) -> None:
         | "Write" >> beam.ParDo(_Write(plan))
     )
     _ = (
-        (read[_FILES], shards)
+        (read[_PARTS], shards)
         | "Results" >> beam.Flatten()
         | "Key" >> beam.Map(lambda result: (None, result))
         | "Together" >> beam.GroupByKey()

@@ -1,10 +1,10 @@
 """Preparation: corpora to prepared data, once, as an Apache Beam pipeline.
 
-    files ─ read into blocks ─ Reshuffle ─ tokenise, cut or pack ─ GroupByKey(shard) ─ write shard ─ collect results
+    parts ─ read into blocks ─ Reshuffle ─ tokenise, cut or pack ─ GroupByKey(shard) ─ write shard ─ collect results
 
 The folder grows under the name OUTPUT.partial; the manifest is written last and the folder then renamed, so OUTPUT is
-complete or absent. Its bytes depend on inputs, vocabulary and settings alone: blocks are keyed by (task, split, number)
-and a shard is a run of consecutive blocks, so neither the runner nor the number of workers leaves a trace.
+complete or absent. Its bytes depend on inputs, vocabulary and settings alone: blocks are keyed by (task, split, part,
+number) and a shard is a run of consecutive blocks of a part, so neither the runner nor the number of workers leaves a trace.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from deltalm_jax.data import output_folder, pipeline
 from deltalm_jax.data.blocks import CHANGED, UNITS, Input, TextSource
 from deltalm_jax.data.chunks import SPLITS, VOCABULARY_MODEL, PreparedData, write_manifest
-from deltalm_jax.data.local_runner import WorkerDiedError, readers_by_value, run_local
+from deltalm_jax.data.local_runner import WorkerDiedError, run_local
 from deltalm_jax.data.output_folder import PreparationError
 from deltalm_jax.data.packing import MIN_CHUNK_LENGTH, MIN_CHUNK_LENGTH_OF_PAIRS
 from deltalm_jax.data.shards import MAX_ID
@@ -43,10 +43,10 @@ _PROGRESS_SECONDS = 0.5
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """How far a run is: input files in all and read, blocks read and encoded, shards written."""
+    """How far a run is: parts of the text in all and read, blocks read and encoded, shards written."""
 
-    files: int
-    files_read: int
+    parts: int
+    parts_read: int
     blocks_read: int
     blocks_encoded: int
     shards_written: int
@@ -180,7 +180,7 @@ def _check_inputs(inputs: Sequence[TextSource]) -> None:
     for source in inputs:
         for split in source.splits:
             if problem := source.problem(split):
-                wrong.append(f"{source.task} ({split}): {source.where(split)} is {problem}")
+                wrong.append(f"{source.task} ({split}): {problem}")
     if wrong:
         more = f" (and {len(wrong) - 5} more)" if len(wrong) > 5 else ""
         raise PreparationError(f"{'; '.join(wrong[:5])}{more}. Fetch the files again or leave these languages out.")
@@ -191,14 +191,13 @@ def _run(
 ) -> None:
     """Builds the pipeline and runs it to its end; a worker's error becomes one `PreparationError`."""
     try:
-        with readers_by_value(source.reader for source in plan.inputs if isinstance(source, Input)):
-            if runner in LOCAL_RUNNERS:
-                workers = num_workers or _default_workers(plan)
-                run_local(lambda built: pipeline.build(built, plan, vocabulary), workers, plan.work_folder)
-            else:
-                built = beam.Pipeline(runner=runner, options=PipelineOptions(list(beam_options)))
-                pipeline.build(built, plan, vocabulary)
-                built.run().wait_until_finish()
+        if runner in LOCAL_RUNNERS:
+            workers = num_workers or _default_workers(plan)
+            run_local(lambda built: pipeline.build(built, plan, vocabulary), workers, plan.work_folder)
+        else:
+            built = beam.Pipeline(runner=runner, options=PipelineOptions(list(beam_options)))
+            pipeline.build(built, plan, vocabulary)
+            built.run().wait_until_finish()
     except WorkerDiedError as error:
         raise PreparationError(str(error)) from error
     except Exception as error:
@@ -225,12 +224,12 @@ def _reporting(plan: pipeline.Plan, on_progress: Callable[[Progress], None] | No
     if on_progress is None:
         yield
         return
-    files = sum(len(source.splits) for source in plan.inputs)
+    parts = sum(source.parts(split) for source in plan.inputs for split in source.splits)
     done = threading.Event()
 
     def report() -> None:
         counts = plan.progress()
-        on_progress(Progress(files, counts["file"], counts["block"], counts["encoded"], counts["shard"]))
+        on_progress(Progress(parts, counts["part"], counts["block"], counts["encoded"], counts["shard"]))
 
     def watch() -> None:
         while not done.wait(_PROGRESS_SECONDS):
@@ -254,19 +253,19 @@ def _collect(plan: pipeline.Plan, inputs: Sequence[TextSource]) -> dict[str, Any
     Raises:
       PreparationError: a task without any training text.
     """
-    files, shards = plan.results()
+    parts, shards = plan.results()
     tasks: dict[str, Any] = {}
     empty = []
     for index, source in enumerate(inputs):
         splits = {}
         for split in SPLITS:
-            parts = [part for part in shards if part.index == index and part.split == split]
-            counts = sum((Counter(part.counts) for part in parts), Counter[str]())
-            for file in files:
-                if (file.index, file.split) == (index, split):
-                    counts.update(file.counts)
+            written = [shard for shard in shards if (shard.index, shard.split) == (index, split)]
+            read = [part for part in parts if (part.index, part.split) == (index, split)]
+            counts = sum(
+                (Counter(c) for c in (*(w.counts for w in written), *(r.counts for r in read))), Counter[str]()
+            )
             if counts["chunks"]:
-                splits[split] = _split_entry(source, counts, plan.name_shards(parts))
+                splits[split] = _split_entry(source, counts, plan.name_shards(written))
             elif split == "train":
                 reasons = ", ".join(f"{reason}: {count:,}" for reason, count in sorted(counts.items())) or "nothing"
                 empty.append(f"{source.task} ({source.where(split)}; dropped: {reasons})")
@@ -274,7 +273,10 @@ def _collect(plan: pipeline.Plan, inputs: Sequence[TextSource]) -> dict[str, Any
             "objective": source.objective,
             "language": source.language,
             "groups": dict(source.groups),
-            "inputs": {file.split: file.entry for file in files if file.index == index},
+            "inputs": {
+                split: [part.entry for part in parts if (part.index, part.split) == (index, split)]
+                for split in source.splits
+            },
             "splits": splits,
         }
     if empty:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import tensorflow_datasets as tfds
 from absl import logging
 
-from tasks.corpora import SPLITS, Corpus, CorpusFile, find_files, read_split, require_items
+from tasks.corpora import SPLITS, Corpus, CorpusFiles, find_files, read_split, require_items
 from tasks.languages import Language
 
 
@@ -54,11 +54,11 @@ class CorpusBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  #
             raise ValueError(f"{self.name}: TFDS loses examples in the Parquet format; use tfrecord or array_record.")
         folder = self._data_folder(dl_manager)
         language = self.builder_config.name
-        file = find_files(folder, self.CORPUS.name, [language])[language]
-        self.info.metadata["origin"] = "the shipped sample" if folder is None else str(file.train)
+        files = find_files(folder, self.CORPUS.name, [language])[language]
+        self.info.metadata["origin"] = "the shipped sample" if folder is None else ", ".join(map(str, files.train))
         # TFDS refuses a split without examples, and a small language may have no held-out text.
-        splits = [s for s in SPLITS if s == "train" or next(read_split(self.CORPUS, file, s), None) is not None]
-        return {split: self._generate_examples(file, split) for split in splits}
+        splits = [s for s in SPLITS if s == "train" or next(read_split(self.CORPUS, files, s), None) is not None]
+        return {split: self._generate_examples(files, split) for split in splits}
 
     def _data_folder(self, dl_manager: tfds.download.DownloadManager) -> Path | None:
         try:
@@ -75,13 +75,13 @@ class CorpusBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  #
         )
         return None
 
-    def _generate_examples(self, file: CorpusFile, split: str) -> Iterator[tuple[int, dict[str, str]]]:
+    def _generate_examples(self, files: CorpusFiles, split: str) -> Iterator[tuple[int, dict[str, str]]]:
         counts: Counter[str] = Counter()
-        items = read_split(self.CORPUS, file, split, counts)
+        items = read_split(self.CORPUS, files, split, counts)
         if split == "train":
-            items = require_items(items, self.CORPUS, file.train, counts)
+            items = require_items(items, self.CORPUS, files.train[0], counts)
         for number, item in enumerate(items):
             texts = ("\n".join(item),) if self.CORPUS.unit == "documents" else item
-            yield number, {**dict(zip(self.FEATURES, texts, strict=True)), "language": file.language}
+            yield number, {**dict(zip(self.FEATURES, texts, strict=True)), "language": files.language}
         if counts:
-            logging.info("%s/%s, %s: dropped lines: %s", self.name, file.language, split, dict(counts))
+            logging.info("%s/%s, %s: dropped lines: %s", self.name, files.language, split, dict(counts))

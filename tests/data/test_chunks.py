@@ -218,7 +218,7 @@ def test_unfinished_folder_is_refused(folder: Path) -> None:
     [
         ('"chunks": 5', '"chunks": 6', "digest does not match"),
         ('"mixture": "m"', '"mixture": "n"', "digest does not match"),
-        ('"format": 2', '"format": 1', "format 1, this version reads format 2. Prepare again, with --overwrite or"),
+        ('"format": 3', '"format": 2', "format 2, this version reads format 3. Prepare again, with --overwrite or"),
         ("{", "[", "not readable as JSON"),
     ],
 )

@@ -113,10 +113,10 @@ def inputs(tmp_path: Path) -> list[Input]:
 
     span, translation = "span_corruption", "translation_span_corruption"
     return [
-        Input("toy_de", span, "de", read_documents, documents("de", 120)),
-        Input("toy_fr", span, "fr", read_documents, documents("fr", 1), documents("fr.validation", 4)),
-        Input("pairs_de", translation, "de", read_pairs, pairs("de-en", 150)),
-        Input("pairs_sw", translation, "sw", read_pairs, pairs("sw-en", 20), pairs("sw-en.validation", 5)),
+        Input("toy_de", span, "de", read_documents, (documents("de", 120),)),
+        Input("toy_fr", span, "fr", read_documents, (documents("fr", 1),), (documents("fr.validation", 4),)),
+        Input("pairs_de", translation, "de", read_pairs, (pairs("de-en", 150),)),
+        Input("pairs_sw", translation, "sw", read_pairs, (pairs("sw-en", 20),), (pairs("sw-en.validation", 5),)),
     ]
 
 
@@ -157,12 +157,12 @@ def test_documents_are_joined_and_cut_block_by_block(
     inputs: list[Input], vocabulary: Vocabulary, tmp_path: Path, block_bytes: int
 ) -> None:
     data = run(inputs, vocabulary, tmp_path / "out", block_bytes=block_bytes)
-    everything = list(read_documents(inputs[0].train, Counter()))
+    everything = list(read_documents(inputs[0].train[0], Counter()))
     for task, split, documents in (
         (0, "train", [d for d in everything if not held_out("\n".join(d), 0.2)]),
         (0, "validation", [d for d in everything if held_out("\n".join(d), 0.2)]),
-        (1, "train", list(read_documents(inputs[1].train, Counter()))),
-        (1, "validation", list(read_documents(inputs[1].files["validation"], Counter()))),
+        (1, "train", list(read_documents(inputs[1].train[0], Counter()))),
+        (1, "validation", list(read_documents(inputs[1].validation[0], Counter()))),
     ):
         expected = []
         for block in blocks(documents, block_bytes):
@@ -197,7 +197,7 @@ def ordered_pairs(data: PreparedData) -> Counter[tuple[tuple[int, ...], tuple[in
 def test_pairs_are_packed_whole_and_in_both_orders(inputs: list[Input], vocabulary: Vocabulary, tmp_path: Path) -> None:
     data = run(inputs, vocabulary, tmp_path / "out")
     side = (LENGTH - 3) // 2
-    everything = list(read_pairs(inputs[2].train, Counter()))
+    everything = list(read_pairs(inputs[2].train[0], Counter()))
     english_first = []
     for split, wanted in (("train", False), ("validation", True)):
         pairs = [pair for pair in everything if held_out(pair[0], 0.2) == wanted]
@@ -240,10 +240,10 @@ def test_each_objective_has_its_chunk_length(inputs: list[Input], vocabulary: Vo
 
 def test_held_out_texts_are_in_one_split_only(inputs: list[Input], vocabulary: Vocabulary, tmp_path: Path) -> None:
     """Copies of a pair (each stands twice in the toy file) and other translations of its English side stay together."""
-    first = list(read_pairs(inputs[2].train, Counter()))
+    first = list(read_pairs(inputs[2].train[0], Counter()))
     other = tmp_path / "other"
     other.write_text("".join(f"{english}\tanother {i}\n" for i, (english, _) in enumerate(first)))
-    both = [inputs[2], Input("pairs_xh", "translation_span_corruption", "xh", read_pairs, other)]
+    both = [inputs[2], Input("pairs_xh", "translation_span_corruption", "xh", read_pairs, (other,))]
     data = run(both, vocabulary, tmp_path / "out", chunk_length=512)
     encoded = {tuple(vocabulary.encode(english)): english for english, _ in first}
     seen: dict[str, set[str]] = {"train": set(), "validation": set()}
@@ -264,11 +264,12 @@ def test_manifest_and_folder(inputs: list[Input], vocabulary: Vocabulary, tmp_pa
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["without_validation"] == ["toy_de"]
     assert manifest["vocabulary"]["fingerprint"] == vocabulary.fingerprint
-    assert manifest["tasks"]["toy_fr"]["inputs"]["validation"] == {
-        "file": "fr.validation",
-        "bytes": inputs[1].files["validation"].stat().st_size,
-        "xxh3": xxhash.xxh3_128(inputs[1].files["validation"].read_bytes()).hexdigest(),
-    }
+    assert manifest["tasks"]["toy_fr"]["inputs"]["validation"] == [
+        {
+            "files": [["fr.validation", inputs[1].validation[0].stat().st_size]],
+            "xxh3": xxhash.xxh3_128(inputs[1].validation[0].read_bytes()).hexdigest(),
+        }
+    ]
     assert (tmp_path / "out" / "vocabulary.model").read_bytes() == SAMPLE_VOCABULARY.read_bytes()
     names = {name.split("/")[0] for name in files_of(tmp_path / "out")}
     assert names == {"manifest.json", "vocabulary.model", "toy_de", "toy_fr"}
@@ -288,6 +289,34 @@ def test_bytes_do_not_depend_on_workers_or_runner(inputs: list[Input], vocabular
     assert len(expected) > 10
     assert files_of(tmp_path / "two") == expected
     assert files_of(tmp_path / "other") == expected
+
+
+def test_many_files_are_read_in_parts(vocabulary: Vocabulary, tmp_path: Path) -> None:
+    """Small files are read as if they were one; a part ends with a file, and blocks and shards with a part."""
+    files = []
+    for number in range(9):
+        files.append(tmp_path / f"{number}.txt")
+        files[-1].write_text("".join(f"File {number} says {i} things.\n\n" for i in range(20)))
+    (tmp_path / "all.txt").write_text("".join(path.read_text() for path in files))
+
+    def tokens(*train: Path, workers: int = 1, **options: int) -> tuple[bytes, list[Any]]:
+        source = Input("toy_en", "span_corruption", "en", read_documents, train, **options)
+        output = tmp_path / f"out-{train[0].name}-{len(train)}-{workers}-{source.parts('train')}"
+        data = run([source], vocabulary, output, validation_fraction=0.0, num_workers=workers, block_bytes=1 << 20)
+        ids = [data.read("train", np.array([0]), np.array([i]))[0] for i in range(data.chunk_count(0, "train"))]
+        return np.concatenate(ids, axis=None).tobytes(), data.manifest["tasks"]["toy_en"]["inputs"]["train"]
+
+    together, entries = tokens(*files)
+    assert len(entries) == 1
+    assert [name for name, _ in entries[0]["files"]] == [path.name for path in files]
+    assert together == tokens(tmp_path / "all.txt")[0]
+
+    part_bytes = 3 * files[0].stat().st_size
+    divided, entries = tokens(*files, part_bytes=part_bytes)
+    assert [len(entry["files"]) for entry in entries] == [3, 3, 3]
+    assert divided == tokens(*files, workers=2, part_bytes=part_bytes)[0]
+    for run_of_files in (files[:3], files[3:6], files[6:]):
+        assert tokens(*run_of_files)[0].rstrip(b"\0") in divided
 
 
 def test_the_same_again_does_nothing_and_another_is_refused(
@@ -310,13 +339,13 @@ def test_the_same_again_does_nothing_and_another_is_refused(
             prepare(inputs, vocabulary, output, **{**settings, **change})
     with pytest.raises(PreparationError, match=r"vocabulary: \w+ there, \w+ asked for"):
         prepare(inputs, Vocabulary.load(SAMPLE_VOCABULARY, num_sentinels=50), output, **settings)
-    more = Input("toy_de", "span_corruption", "de", read_documents, tmp_path / "de")
-    with pytest.raises(PreparationError, match="toy_de train file: nothing there, de of"):
+    more = Input("toy_de", "span_corruption", "de", read_documents, (tmp_path / "de",))
+    with pytest.raises(PreparationError, match="toy_de train text: nothing there, de of"):
         prepare([more, *inputs], vocabulary, output, **settings)
 
-    text = inputs[0].train.read_text()
-    inputs[0].train.write_text(text.replace("e", "a", 1))
-    with pytest.raises(PreparationError, match=r"toy_fr train file: other content in .*--overwrite"):
+    text = inputs[0].train[0].read_text()
+    inputs[0].train[0].write_text(text.replace("e", "a", 1))
+    with pytest.raises(PreparationError, match=r"toy_fr train text: other content in .*--overwrite"):
         prepare(inputs, vocabulary, output, **settings)
     assert prepare(inputs, vocabulary, output, **settings, overwrite=True).made
     assert not prepare(inputs, vocabulary, output, **settings).made
@@ -352,7 +381,7 @@ def test_damage_in_a_file_is_one_line_and_leaves_nothing(
     cut.write_text("…")
     with pytest.raises(PreparationError) as caught:
         run(
-            [inputs[0], Input("toy_xx", "span_corruption", "xx", read_cut_file, cut)],
+            [inputs[0], Input("toy_xx", "span_corruption", "xx", read_cut_file, (cut,))],
             vocabulary,
             tmp_path / "out",
             num_workers=workers,
@@ -373,16 +402,16 @@ def test_a_worker_that_dies_ends_the_run(inputs: list[Input], vocabulary: Vocabu
 def test_missing_and_empty_files_are_all_named_before_the_work(
     inputs: list[Input], vocabulary: Vocabulary, tmp_path: Path
 ) -> None:
-    inputs[0].train.unlink()
-    inputs[3].files["validation"].write_text("")
+    inputs[0].train[0].unlink()
+    inputs[3].validation[0].write_text("")
     with pytest.raises(PreparationError) as caught:
         run(inputs, vocabulary, tmp_path / "out")
-    assert f"toy_de (train): {inputs[0].train} is missing" in str(caught.value)
-    assert f"pairs_sw (validation): {inputs[3].files['validation']} is empty" in str(caught.value)
+    assert f"toy_de (train): {inputs[0].train[0]} is missing" in str(caught.value)
+    assert f"pairs_sw (validation): {inputs[3].validation[0]} is empty" in str(caught.value)
 
 
 def test_a_language_without_text_is_refused(inputs: list[Input], vocabulary: Vocabulary, tmp_path: Path) -> None:
-    inputs[0].train.write_text("# nothing\n\n# but comments\n")
+    inputs[0].train[0].write_text("# nothing\n\n# but comments\n")
     with pytest.raises(PreparationError, match=r"no training text for toy_de \(.*dropped: comment: 2\)"):
         run(inputs[:2], vocabulary, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -429,7 +458,7 @@ def read_slowly(path, counts):
         (folder / "reading").touch()
         time.sleep(0.3)
 
-source = Input("toy_de", "span_corruption", "de", read_slowly, folder / "text")
+source = Input("toy_de", "span_corruption", "de", read_slowly, (folder / "text",))
 prepare([source], Vocabulary.load(sys.argv[2]), folder / "out", mixture="toy", chunk_length=64, block_bytes=10)
 """
 
@@ -444,7 +473,7 @@ def test_killed_in_the_middle(vocabulary: Vocabulary, tmp_path: Path) -> None:
     """kill -9 leaves no finished folder; a second run meanwhile is refused; a run afterwards starts over."""
     (tmp_path / "text").write_text("".join(f"paragraph number {i}\n" for i in range(100)))
     process = subprocess.Popen([sys.executable, "-c", SLOW_RUN, str(tmp_path), str(SAMPLE_VOCABULARY)], cwd=ROOT)
-    source = Input("toy_de", "span_corruption", "de", read_lines, tmp_path / "text")
+    source = Input("toy_de", "span_corruption", "de", read_lines, (tmp_path / "text",))
     try:
         deadline = time.monotonic() + 60
         while not (tmp_path / "reading").exists():
@@ -467,7 +496,7 @@ def test_killed_in_the_middle(vocabulary: Vocabulary, tmp_path: Path) -> None:
 def test_a_chunk_reads_as_its_text(vocabulary: Vocabulary, tmp_path: Path) -> None:
     """The bytes in the shard are the ids, three bytes each, of the text with its specials."""
     (tmp_path / "text").write_text("The house.\n\nThe right to freedom.\nAll of it.\n")
-    source = Input("toy_en", "span_corruption", "en", read_documents, tmp_path / "text")
+    source = Input("toy_en", "span_corruption", "en", read_documents, (tmp_path / "text",))
     data = run([source], vocabulary, tmp_path / "out", validation_fraction=0.0)
     [chunk] = contents(data, 0, "train")
     assert vocabulary.decode(chunk) == "<s> The house.</s><s> The right to freedom.</s> All of it.</s>"

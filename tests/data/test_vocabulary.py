@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import sentencepiece
 
+from deltalm_jax.data.readers import read_cc100
 from deltalm_jax.data.vocabulary import BOS_ID, EOS_ID, PAD_ID, UNK_ID, Vocabulary, VocabularyError
 from tasks.corpora import SAMPLE_DIR, find_files
-from tasks.readers import read_cc100
 
 SAMPLE_MODEL = SAMPLE_DIR / "vocabulary.model"
 
@@ -29,7 +29,7 @@ def sample() -> Vocabulary:
 @pytest.fixture(scope="module")
 def texts() -> list[str]:
     """The beginning of the declaration in 105 languages, and what no corpus should be trusted to lack."""
-    paragraphs = [text for file in find_files(None, "cc100").values() for text in next(read_cc100(file.train))[:3]]
+    paragraphs = [text for file in find_files(None, "cc100").values() for text in next(read_cc100(file.train[0]))[:3]]
     odd = [
         "",
         " ",

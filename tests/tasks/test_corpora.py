@@ -11,19 +11,19 @@ import pytest
 import xxhash
 
 from deltalm_jax.data.blocks import encode_block, english_first
+from deltalm_jax.data.readers import CorpusError
 from deltalm_jax.data.shards import decode_records
 from deltalm_jax.data.vocabulary import Vocabulary
 from tasks.corpora import (
     CC100,
     CCALIGNED,
     SAMPLE_DIR,
-    CorpusFile,
+    CorpusFiles,
     find_files,
     read_split,
     require_items,
     task_name,
 )
-from tasks.readers import CorpusError
 
 
 def make(folder: Path, *names: str, text: bytes = b"a\tb\n") -> None:
@@ -38,7 +38,7 @@ def test_published_names(tmp_path: Path) -> None:
     make(tmp_path, "ccaligned/de_DE-en_XX.tsv.xz", "ccaligned/en_XX-zh_CN.tsv.xz", "ccaligned/cx_PH-en_XX.tsv.gz")
     assert list(find_files(tmp_path, "cc100")) == ["bn_rom", "de", "my", "zh-Hans"]
     assert find_files(tmp_path, "ccaligned") == {
-        code: CorpusFile(code, tmp_path / "ccaligned" / name, None)
+        code: CorpusFiles(code, (tmp_path / "ccaligned" / name,))
         for code, name in (
             ("ceb", "cx_PH-en_XX.tsv.gz"),
             ("de", "de_DE-en_XX.tsv.xz"),
@@ -59,8 +59,8 @@ def test_names_that_nobody_published(tmp_path: Path) -> None:
 def test_validation_files_are_found_by_name(tmp_path: Path) -> None:
     make(tmp_path, "cc100/de.txt.xz", "cc100/fr.txt.xz", "cc100/validation/de.txt.xz")
     files = find_files(tmp_path, "cc100")
-    assert files["de"].validation == tmp_path / "cc100/validation/de.txt.xz"
-    assert files["fr"].validation is None
+    assert files["de"].validation[0] == tmp_path / "cc100/validation/de.txt.xz"
+    assert files["fr"].validation == ()
     make(tmp_path, "cc100/validation/it.txt.xz")
     with pytest.raises(CorpusError, match=r"validation: no training file in .*cc100 for it\."):
         find_files(tmp_path, "cc100")
@@ -155,19 +155,19 @@ def test_empty_files_are_errors_where_text_is_needed(tmp_path: Path) -> None:
     make(tmp_path, "cc100/de.txt.xz", text=b"\n\n\xff\n")
     file = find_files(tmp_path, "cc100")["de"]
     counts: Counter[str] = Counter()
-    items = require_items(read_split(CC100, file, "train", counts), CC100, file.train, counts)
+    items = require_items(read_split(CC100, file, "train", counts), CC100, file.train[0], counts)
     with pytest.raises(
         CorpusError, match=r"de\.txt\.xz: expected documents .* found none \(dropped lines: invalid_utf8: 1\)"
     ):
         list(items)
-    assert list(require_items([["a"]], CC100, file.train, Counter())) == [["a"]]
+    assert list(require_items([["a"]], CC100, file.train[0], Counter())) == [["a"]]
 
     # The document-aligned files of CCAligned have the same names.
     make(tmp_path, "ccaligned/de_DE-en_XX.tsv", text=b"d.de\thttp://a\ttext\thttp://b\ttext\n" * 3)
     file = find_files(tmp_path, "ccaligned")["de"]
     counts = Counter()
     with pytest.raises(CorpusError, match=r"columns: 3\)\. CCAligned's document files have 5 columns"):
-        list(require_items(read_split(CCALIGNED, file, "train", counts), CCALIGNED, file.train, counts))
+        list(require_items(read_split(CCALIGNED, file, "train", counts), CCALIGNED, file.train[0], counts))
 
 
 def test_task_names() -> None:

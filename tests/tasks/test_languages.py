@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from deltalm_jax.data.readers import read_cc100
 from tasks.corpora import find_files
 from tasks.languages import LANGUAGES_CSV, load_languages
-from tasks.readers import read_cc100
 
 
 def test_known_rows() -> None:
@@ -85,7 +85,7 @@ def test_scripts_are_those_of_the_text() -> None:
     seen = set()
     for code, file in find_files(None, "cc100").items():
         letters: Counter[str] = Counter()
-        for document in read_cc100(file.train):
+        for document in read_cc100(file.train[0]):
             letters.update(unicodedata.name(c, "?").split()[0] for text in document for c in text if c.isalpha())
         (name, _) = letters.most_common(1)[0]
         seen.add(table[code].script)

@@ -170,7 +170,7 @@ def test_the_same_texts_are_prepared_once(vocabulary: Vocabulary, tmp_path: Path
     again(DOCUMENTS)
     assert (tmp_path / "out" / "manifest.json").stat().st_mtime_ns == before
     for other in (DOCUMENTS[::-1], [*DOCUMENTS[:-1], "Another text."]):
-        with pytest.raises(PreparationError, match="own train file: other content in seqio task own, split train"):
+        with pytest.raises(PreparationError, match="own train text: other content in seqio task own, split train"):
             again(other)
     with pytest.raises(PreparationError, match="own language: sw there, so asked for"):
         again(DOCUMENTS, language="so", groups={"script": "Latn", "resource_level": "medium"})
@@ -228,7 +228,7 @@ import pickle, sys, xxhash
 from collections import Counter
 source, digest = pickle.load(open("source.pickle", "rb")), xxhash.xxh3_128()
 before = "seqio" in sys.modules
-print(before, list(source.read("train", Counter(), digest)), digest.hexdigest() == source.digest("train"))
+print(before, list(source.read("train", 0, Counter(), digest)), digest.hexdigest() == source.digest("train", 0))
 """
 
 

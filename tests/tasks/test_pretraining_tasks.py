@@ -16,9 +16,9 @@ import seqio
 import tensorflow as tf
 
 import tasks
+from deltalm_jax.data.readers import CorpusError, read_cc100, read_ccaligned
 from deltalm_jax.data.vocabulary import Vocabulary
 from tasks.corpora import SAMPLE_DIR, find_files
-from tasks.readers import CorpusError, read_cc100, read_ccaligned
 from tasks.source import CorpusDataSource
 
 BOS, EOS = 2, 3
@@ -86,7 +86,7 @@ def mask_of(example: Example, vocabulary: Vocabulary) -> list[int]:
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_examples_rebuild_the_documents(some_languages: list[str], vocabulary: Vocabulary, language: str) -> None:
-    documents = list(read_cc100(find_files(None, "cc100")[language].train))
+    documents = list(read_cc100(find_files(None, "cc100")[language].train[0]))
     if language == "en":  # more than are joined at a time
         documents = documents[:16]
     stream: list[int] = []
@@ -104,7 +104,7 @@ def test_examples_rebuild_the_documents(some_languages: list[str], vocabulary: V
 
 @pytest.mark.parametrize("language", ["de", "th", "zh-Hans"])
 def test_examples_rebuild_the_pairs(some_languages: list[str], vocabulary: Vocabulary, language: str) -> None:
-    pairs = list(read_ccaligned(find_files(None, "ccaligned")[language].train))
+    pairs = list(read_ccaligned(find_files(None, "ccaligned")[language].train[0]))
     expected = collections.Counter(frozenset(tuple(vocabulary.encode(side)[:254]) for side in pair) for pair in pairs)
     found: collections.Counter[frozenset[tuple[int, ...]]] = collections.Counter()
     english = {tuple(vocabulary.encode(pair[0])[:254]) for pair in pairs}
@@ -293,8 +293,8 @@ def test_tasks_follow_seqios_conventions(some_languages: list[str]) -> None:
     task = seqio.TaskRegistry.get("ccaligned_zh_Hans")
     assert isinstance(task.source, CorpusDataSource)
     assert (task.source.corpus.name, task.source.language) == ("ccaligned", "zh-Hans")
-    assert task.source.file == find_files(None, "ccaligned")["zh-Hans"]
-    assert task.source.list_shards("validation") == [str(task.source.file.validation)]
+    assert task.source.files == find_files(None, "ccaligned")["zh-Hans"]
+    assert task.source.list_shards("validation") == [str(task.source.files.validation[0])]
     assert sorted(task.splits) == ["train", "validation"]
     for feature in task.output_features.values():
         assert (feature.dtype, feature.add_eos, feature.vocabulary.vocab_size) == (tf.int32, False, 8104)
@@ -313,10 +313,10 @@ def test_tasks_follow_seqios_conventions(some_languages: list[str]) -> None:
 def test_sources_give_text(some_languages: list[str]) -> None:
     source = seqio.TaskRegistry.get("cc100_th").source
     texts = [e["text"].decode().split("\n") for e in source.get_dataset("train").as_numpy_iterator()]
-    assert texts == list(read_cc100(source.file.train))
+    assert texts == list(read_cc100(source.files.train[0]))
     source = seqio.TaskRegistry.get("ccaligned_th").source
     pairs = [(e["english"].decode(), e["other"].decode()) for e in source.get_dataset("train").as_numpy_iterator()]
-    assert pairs == list(read_ccaligned(source.file.train))
+    assert pairs == list(read_ccaligned(source.files.train[0]))
     with pytest.raises(ValueError, match="Unknown split 'test'"):
         source.get_dataset("test")
     with pytest.raises(ValueError, match="one shard"):

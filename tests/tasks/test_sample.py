@@ -11,10 +11,10 @@ import pytest
 import sentencepiece
 import xxhash
 
+from deltalm_jax.data.readers import read_cc100, read_ccaligned
 from deltalm_jax.data.vocabulary import Vocabulary
 from tasks.corpora import SAMPLE_DIR, find_files
 from tasks.languages import load_languages
-from tasks.readers import read_cc100, read_ccaligned
 from tasks.sample import train_vocabulary
 from tasks.sample.build import build, split_declaration
 
@@ -39,23 +39,22 @@ def test_languages_and_size() -> None:
 
 def test_nothing_held_out_is_in_the_training_text() -> None:
     cc100, ccaligned = find_files(None, "cc100"), find_files(None, "ccaligned")
-    english = paragraphs(cc100["en"].validation)
+    english = paragraphs(cc100["en"].validation[0])
     for code, file in cc100.items():
-        held_out, train = paragraphs(file.validation), paragraphs(file.train)
+        held_out, train = paragraphs(file.validation[0]), paragraphs(file.train[0])
         assert len(held_out) >= 10
         assert not held_out & train, code
         if code == "en":
             continue
-        assert ccaligned[code].validation is not None
-        pairs = list(read_ccaligned(ccaligned[code].validation))  # type: ignore[arg-type]
-        train_pairs = list(read_ccaligned(ccaligned[code].train))
+        pairs = list(read_ccaligned(ccaligned[code].validation[0]))
+        train_pairs = list(read_ccaligned(ccaligned[code].train[0]))
         assert pairs
         assert train_pairs
         assert not {pair[0] for pair in train_pairs} & (english | {pair[0] for pair in pairs}), code
         assert not {pair[1] for pair in train_pairs} & (held_out | {pair[1] for pair in pairs}), code
         # And across the two corpora: what one trains on, the other does not validate on.
         assert not {pair[1] for pair in pairs} & train, code
-        assert not {pair[0] for pair in pairs} & paragraphs(cc100["en"].train), code
+        assert not {pair[0] for pair in pairs} & paragraphs(cc100["en"].train[0]), code
 
 
 def test_the_same_english_is_held_out_in_every_language() -> None:
@@ -63,14 +62,14 @@ def test_the_same_english_is_held_out_in_every_language() -> None:
         return xxhash.xxh3_64(english.encode()).intdigest() < 0.1 * 2**64
 
     declaration = set()
-    for document in list(read_cc100(find_files(None, "cc100")["en"].train))[:1]:
+    for document in list(read_cc100(find_files(None, "cc100")["en"].train[0]))[:1]:
         declaration |= set(document)
     for document in list(read_cc100(SAMPLE_DIR / "cc100/validation/en.txt.xz"))[:1]:
         declaration |= set(document)
     assert any(text.startswith(ENGLISH_ARTICLE_1) for text in declaration)
     seen = {True: 0, False: 0}
     for file in find_files(None, "ccaligned").values():
-        for path, held_out in ((file.train, False), (file.validation, True)):
+        for path, held_out in ((file.train[0], False), (file.validation[0], True)):
             assert path is not None
             for english, _ in read_ccaligned(path):
                 if english not in declaration:
@@ -96,12 +95,12 @@ def test_articles_21_to_30_are_the_ones_held_out() -> None:
 
 def test_pairs_are_translations() -> None:
     files = find_files(None, "ccaligned")
-    german = dict(read_ccaligned(files["de"].train))
+    german = dict(read_ccaligned(files["de"].train[0]))
     english = next(text for text in german if text.startswith(ENGLISH_ARTICLE_1))
     assert german[english].startswith("Alle Menschen sind frei und gleich an Würde und Rechten geboren.")
-    assert dict(read_ccaligned(files["zh-Hans"].train))[english].startswith("人人生而自由")
-    assert files["de"].train.name == "de_DE-en_XX.tsv.xz"
-    assert files["zh-Hans"].train.name == "en_XX-zh_CN.tsv.xz"
+    assert dict(read_ccaligned(files["zh-Hans"].train[0]))[english].startswith("人人生而自由")
+    assert files["de"].train[0].name == "de_DE-en_XX.tsv.xz"
+    assert files["zh-Hans"].train[0].name == "en_XX-zh_CN.tsv.xz"
 
 
 @pytest.fixture
@@ -187,7 +186,7 @@ def test_no_held_out_text_is_training_text_in_any_language() -> None:
     """Nor of the vocabulary, which is trained on all languages' training text and both corpora's."""
     texts = set(train_vocabulary.training_texts())
     for file in find_files(None, "cc100").values():
-        assert not paragraphs(file.validation) & texts
+        assert not paragraphs(file.validation[0]) & texts
     assert len(texts) > 10_000
 
 

@@ -9,8 +9,8 @@ import pytest
 import tensorflow_datasets as tfds
 
 import tasks.datasets
+from deltalm_jax.data.readers import CorpusError, read_cc100, read_ccaligned
 from tasks.corpora import SAMPLE_DIR, find_files
-from tasks.readers import CorpusError, read_cc100, read_ccaligned
 
 
 def build(name: str, data_dir: Path, manual_dir: Path, **options: object) -> tfds.core.DatasetBuilder:

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tasks import readers
+from deltalm_jax.data import readers
+from deltalm_jax.data.readers import CorpusError, pair_codes, read_cc100, read_ccaligned
 from tasks.corpora import SAMPLE_DIR
-from tasks.readers import CorpusError, pair_codes, read_cc100, read_ccaligned
 
 Write = Callable[[str, bytes], Path]
 
@@ -139,7 +139,7 @@ def test_blocks_of_any_size_give_the_same_lines(write: Write, monkeypatch: pytes
     expected = [[p for p in part if p] for part in expected if any(part)]
     paths = [write(f"de.txt{suffix}", "\n".join(lines).encode()) for suffix in ("", ".xz", ".gz")]
     for size in (1, 2, 7, 64, 1 << 20):
-        monkeypatch.setattr(readers, "_BLOCK_BYTES", size)
+        monkeypatch.setattr(readers.files, "_BLOCK_BYTES", size)
         for path in paths:
             assert list(read_cc100(path)) == expected, (size, path)
 

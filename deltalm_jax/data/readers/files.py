@@ -1,12 +1,4 @@
-"""Readers of CC100 and CCAligned files: path → documents or pairs, in bounded memory.
-
-Plain functions without TensorFlow, seqio or Beam: the TFDS builders, the seqio Tasks and the preparation all use these,
-so there is one meaning of "the corpus" and no second copy on disk.
-
-Formats:
-- CC100: UTF-8, one paragraph a line, a blank line between documents.
-- CCAligned, sentence-aligned: `source TAB target [TAB LASER margin]`. The codes in the file name say which column is
-  which; `en_XX` stands on either side.
+"""Files of text, plain or compressed: path → decoded lines, in bounded memory. What all readers of corpora share.
 
 What is done to the text, and nothing else: a byte order mark at the start of a file and the `\r` of CRLF line ends are
 removed; tab, vertical tab, form feed, bare `\r` and U+0085 inside a paragraph become a space; other control characters
@@ -26,16 +18,11 @@ from typing import BinaryIO, Protocol
 
 from deltalm_jax.errors import UserError
 
-ENGLISH = "en_XX"
-
 # A longer line is no paragraph or sentence (CC100's longest are far below); it would be tokenised in one piece.
 MAX_LINE_BYTES = 1 << 20
-# A file without blank lines is one document of gigabytes; it is given out in parts of this size.
-MAX_DOCUMENT_BYTES = 4 << 20
 
 _BLOCK_BYTES = 1 << 20
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_PAIR_NAME = re.compile(r"^([a-z]{2,3}_[A-Za-z]{2,4})-([a-z]{2,3}_[A-Za-z]{2,4})\.tsv(\.xz|\.gz)?$")
 _SPACES = dict.fromkeys(map(ord, "\t\v\f\r\x85"), " ")
 _CONTROLS = {code: None for code in (*range(0x20), *range(0x7F, 0xA0))}
 _CLEAN = str.maketrans({**_CONTROLS, **_SPACES})
@@ -46,91 +33,6 @@ class CorpusError(UserError, ValueError):
     """A corpus file or folder that cannot be used; the message names the file, the place in it, and what to do."""
 
 
-def read_cc100(path: str | Path, counts: Counter[str] | None = None) -> Iterator[list[str]]:
-    """Documents of a CC100 file, each a non-empty list of paragraphs.
-
-    Blank lines separate documents; several in a row make no empty document. A dropped line does not end its document.
-
-    Args:
-      path: `.txt`, `.txt.xz` or `.txt.gz`.
-      counts: `counts[reason] += 1` for every line that is dropped: "invalid_utf8", "long_line" (over `MAX_LINE_BYTES`),
-        "empty" (nothing but control characters); and "long_document" for every document given out in parts because
-        it is over `MAX_DOCUMENT_BYTES`.
-
-    Raises:
-      CorpusError: the file is missing, truncated, corrupt or not of the format its name says.
-    """
-    counts = Counter() if counts is None else counts
-    document: list[str] = []
-    size = 0
-    for line in _read_lines(Path(path), counts):
-        if not line.strip():
-            if document:
-                yield document
-            document, size = [], 0
-            continue
-        paragraph = clean(line)
-        if not paragraph:
-            counts["empty"] += 1
-            continue
-        if document and size + len(line) > MAX_DOCUMENT_BYTES:
-            counts["long_document"] += 1
-            yield document
-            document, size = [], 0
-        document.append(paragraph)
-        size += len(line)
-    if document:
-        yield document
-
-
-def read_ccaligned(path: str | Path, counts: Counter[str] | None = None) -> Iterator[tuple[str, str]]:
-    """Sentence pairs of a CCAligned file as (English, other), whichever column holds English.
-
-    Args:
-      path: `xx_YY-en_XX.tsv` or `en_XX-xx_YY.tsv`, plain, `.xz` or `.gz`.
-      counts: `counts[reason] += 1` for every row that is dropped: "invalid_utf8", "long_line", "columns" (not 2 or 3
-        columns), "margin" (a third column that is no number: a stray tab has shifted the columns), "empty" (a side
-        without text).
-
-    Raises:
-      CorpusError: as `read_cc100`, or the name does not say which side is English.
-    """
-    path = Path(path)
-    counts = Counter() if counts is None else counts
-    first, _ = pair_codes(path)
-    for line in _read_lines(path, counts):
-        if not line.strip():
-            counts["empty"] += 1
-            continue
-        columns = line.split("\t")
-        if len(columns) not in (2, 3):
-            counts["columns"] += 1
-            continue
-        if len(columns) == 3 and not _is_number(columns[2]):
-            counts["margin"] += 1
-            continue
-        source, target = clean(columns[0]), clean(columns[1])
-        if not source or not target:
-            counts["empty"] += 1
-            continue
-        yield (source, target) if first == ENGLISH else (target, source)
-
-
-def pair_codes(path: str | Path) -> tuple[str, str]:
-    """The two codes in a CCAligned file name, in column order: `en_XX-zh_CN.tsv.xz` → ("en_XX", "zh_CN").
-
-    Raises:
-      CorpusError: the name has another form, or not exactly one of the codes is `en_XX`.
-    """
-    match = _PAIR_NAME.match(Path(path).name)
-    if not match or (match[1] == ENGLISH) == (match[2] == ENGLISH):
-        raise CorpusError(
-            f"{path}: expected a name like de_DE-en_XX.tsv.xz or en_XX-zh_CN.tsv.xz (one side en_XX; plain, .xz or .gz)"
-            ": the name says which column is English."
-        )
-    return match[1], match[2]
-
-
 def clean(text: str) -> str:
     """A line without control characters (tabs and the like become spaces) and white space around it."""
     if _HAS_CONTROL.search(text):
@@ -138,15 +40,7 @@ def clean(text: str) -> str:
     return text.strip()
 
 
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _read_lines(path: Path, counts: Counter[str]) -> Iterator[str]:
+def read_lines(path: Path, counts: Counter[str]) -> Iterator[str]:
     """Decoded lines, still with tabs and control characters; lines that are too long or not UTF-8 are only counted."""
     for raw in _split_lines(_read_bytes(path), counts):
         try:
