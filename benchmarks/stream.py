@@ -186,7 +186,7 @@ def _seqio(data: pathlib.Path) -> dict[str, Any]:
     import tensorflow as tf
 
     from benchmarks.t5_preprocessor import corrupt
-    from deltalm_jax.data.stream import sampling_rates
+    from deltalm_jax.data.sampling import sampling_rates
 
     vocab_size = 8104
     features = {
@@ -262,8 +262,8 @@ def _grain(data: pathlib.Path, by_batch: bool) -> dict[str, Any]:
     import numpy as np
 
     from deltalm_jax.data.chunks import PreparedData
+    from deltalm_jax.data.sampling import sampling_rates
     from deltalm_jax.data.shards import decode_records
-    from deltalm_jax.data.stream import sampling_rates
     from deltalm_jax.objectives import make_objective
     from deltalm_jax.objectives.hashing import hash_keys
 

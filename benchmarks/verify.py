@@ -78,7 +78,7 @@ def parity() -> Result:
 
 def stream_speed(place: pathlib.Path) -> Result:
     """Examples per second of the paper's two objectives at 512 tokens, read from disk and masked, one thread."""
-    objectives = load(["pretrain_base.gin"]).data.objectives()
+    objectives = load(["pretrain_base.gin"]).objectives()
     objectives = {n: type(o)(o.corruption, 256, o.sampling_exponent) for n, o in objectives.items()}
     tasks = {"a": ("span_corruption", 2000, 0), "b": ("translation_span_corruption", 2000, 0)}
     stream = Stream(write_toy_data(place / "long", tasks, chunk_length=512), objectives, seed=0)

@@ -29,10 +29,21 @@ import tensorflow as tf
 from absl import logging
 
 from deltalm_jax.data.blocks import UNITS
-from deltalm_jax.data.stream import sampling_rates
+from deltalm_jax.data.sampling import sampling_rates
 from deltalm_jax.data.vocabulary import Vocabulary
 from deltalm_jax.objectives import make_objective
-from tasks.corpora import CORPORA, SAMPLE_DIR, CorpusFiles, find_files, task_name
+from tasks.corpora import (
+    CC100,
+    CCALIGNED,
+    CORPORA,
+    SAMPLE_DIR,
+    CorpusError,
+    CorpusFiles,
+    find_files,
+    published_files,
+    published_size,
+    task_name,
+)
 from tasks.languages import Language, load_languages
 from tasks.preprocessors import corrupt, cut_into_chunks
 from tasks.source import CorpusDataSource
@@ -47,6 +58,7 @@ OBJECTIVE_BATCH_SIZES = {"span_corruption": 1024, "translation_span_corruption":
 
 PRETRAIN_MIXTURE = "deltalm_pretrain"
 SAMPLE = "sample"
+PAPER = "paper"
 
 
 def register(
@@ -67,7 +79,9 @@ def register(
     Args:
       data_dir: folder laid out as `tasks.corpora` says, with one of the corpora or both; None: the shipped sample.
       vocabulary: a vocabulary or the path of its SentencePiece model; None or "sample": the sample's 8,000 pieces.
-      languages: only these; each must be in one corpus at least. Default: all.
+      languages: only these; each must be in one corpus at least. "paper" among them: the published files of XLM-R's 100
+        languages in CC100 and of the 77 in CCAligned (which 77 is inferred), in `data_dir` or still to come: no file is
+        looked at before a Task is read. Default: all that are there.
       prepared: folder of prepared data, or its manifest, for token counts.
       chunk_length, sizing, mask_sides: as in `deltalm_jax.training.config.DataConfig`.
       sampling_exponent: of the rates among the languages of span corruption.
@@ -75,23 +89,25 @@ def register(
       objective_batch_sizes: examples of each objective in a batch; default `OBJECTIVE_BATCH_SIZES`.
 
     Returns:
-      The names of the Mixtures. Where the folder has one corpus only, only its own.
+      The names of the Mixtures. Where the folder has text for one objective only, only that one's.
 
     Token counts, from which the rates are computed, come from `prepared`; or, for the sample, from its
-    `token_counts.json`; or else from the sizes of the compressed files. That is a proxy: a token is 0.7 to 1.5 bytes
+    `token_counts.json`; or, for the paper's languages, from the published sizes; or else from the sizes of the compressed
+    files. That is a proxy: a token is 0.7 to 1.5 bytes
     there, so with exponent 0.3 a rate may be off by some 15 %. Prepare the data to have true ones.
 
     Raises:
       CorpusError: no files, or a language that is not there.
       ValueError: the manifest lacks a Task.
     """
-    files = _find_all_files(data_dir, languages)
+    paper = languages is not None and PAPER in languages
+    files = _published_files(data_dir, languages or ()) if paper else _find_all_files(data_dir, languages)
     if vocabulary is None:
         vocabulary = SAMPLE
         if data_dir is not None:
             logging.warning("No vocabulary given for %s: using the shipped sample's, of 8,000 pieces.", data_dir)
     vocabulary = _load_vocabulary(vocabulary)
-    tokens = _token_counts(files, data_dir, prepared)
+    tokens = _token_counts(files, data_dir, prepared, paper)
     exponents = {
         "span_corruption": sampling_exponent,
         "translation_span_corruption": translation_sampling_exponent,
@@ -100,8 +116,8 @@ def register(
 
     table = load_languages()
     _remove_registered()
-    mixtures: list[str] = []
-    pretrain_rates: list[tuple[str, float]] = []
+    names_by_objective: dict[str, list[str]] = {}
+    language_of: dict[str, str] = {}
     for corpus_name, corpus_files in files.items():
         corpus = CORPORA[corpus_name]
         names = [task_name(corpus_name, language) for language in corpus_files]
@@ -117,13 +133,19 @@ def register(
                 sizing=sizing,
                 mask_sides=mask_sides,
             )
-        rates = sampling_rates([tokens[name] for name in names], exponents[corpus.objective])
+        names_by_objective.setdefault(corpus.objective, []).extend(names)
+        language_of |= dict(zip(names, corpus_files, strict=True))
+    mixtures: list[str] = []
+    pretrain_rates: list[tuple[str, float]] = []
+    for objective, names in names_by_objective.items():
+        counts, codes = [tokens[name] for name in names], [language_of[name] for name in names]
+        rates = sampling_rates(counts, exponents[objective], codes)
         weighted = [(name, float(rate)) for name, rate in zip(names, rates, strict=True)]
-        mixtures.append(f"deltalm_{corpus.objective}")
+        mixtures.append(f"deltalm_{objective}")
         _add_mixture(mixtures[-1], weighted)
-        share = shares[corpus.objective] / sum(shares.values())
+        share = shares[objective] / sum(shares.values())
         pretrain_rates += [(name, rate * share) for name, rate in weighted]
-    if len(files) == len(CORPORA):
+    if set(names_by_objective) == set(UNITS):
         mixtures.append(PRETRAIN_MIXTURE)
         _add_mixture(PRETRAIN_MIXTURE, pretrain_rates)
     return mixtures
@@ -222,18 +244,34 @@ def _find_all_files(data_dir: str | Path | None, languages: Sequence[str] | None
     return {name: files for name, files in chosen.items() if files}
 
 
+def _published_files(data_dir: str | Path | None, languages: Sequence[str]) -> dict[str, dict[str, CorpusFiles]]:
+    if data_dir is None:
+        raise CorpusError(
+            f"languages = {PAPER!r} needs a data_dir: the folder where CC100 and CCAligned are, or will be."
+        )
+    more = [] if isinstance(languages, str) else [code for code in languages if code != PAPER]
+    return {
+        CC100.name: published_files(data_dir, CC100.name, more),
+        CCALIGNED.name: published_files(data_dir, CCALIGNED.name, [code for code in more if code != "en"]),
+    }
+
+
 def _token_counts(
     files: Mapping[str, Mapping[str, CorpusFiles]],
     data_dir: str | Path | None,
     prepared: str | Path | Mapping[str, Any] | None,
-) -> dict[str, int]:
+    paper: bool,
+) -> dict[str, float]:
+    """Tokens of each Task, or what stands in for them: inside an objective only their ratios count."""
     by_task = {task_name(corpus, code): found for corpus, by_code in files.items() for code, found in by_code.items()}
-    counts: dict[str, int]
+    counts: dict[str, float]
     if prepared is not None:
         manifest = prepared
         if not isinstance(manifest, Mapping):
             manifest = dict(json.loads((Path(manifest) / "manifest.json").read_text(encoding="utf-8")))
         counts = {name: task["splits"]["train"]["tokens"] for name, task in manifest["tasks"].items()}
+    elif paper:
+        counts = {task_name(corpus, code): published_size(corpus, code) for corpus, fs in files.items() for code in fs}
     elif data_dir is None:
         counts = json.loads((SAMPLE_DIR / "token_counts.json").read_text(encoding="utf-8"))
     else:

@@ -48,7 +48,7 @@ def finished(tmp_path_factory):
 
 def test_every_option_reaches_the_step_and_the_validation(finished):
     run_dir, _, data, config = finished
-    stream = Stream(data, config.data.objectives(), config.train.seed)
+    stream = Stream(data, config.objectives(), config.train.seed)
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     shared = {"compute_dtype": "float32", "decoder_start": "first_target"}
     step = make_train_step(
@@ -85,7 +85,7 @@ def test_every_option_reaches_the_step_and_the_validation(finished):
 
 def test_predicted_epochs_and_rates_are_on_record(finished):
     run_dir, out, data, config = finished
-    stream = Stream(data, config.data.objectives(), config.train.seed)
+    stream = Stream(data, config.objectives(), config.train.seed)
     record = json.loads((run_dir / "data.json").read_text())
     assert {task: entry["epochs"] for task, entry in record.items()} == stream.epochs(4)
     assert record["ccaligned_c"]["rate"] == 1.0
@@ -117,7 +117,7 @@ def test_a_restart_finds_the_step_compiled_and_says_that_the_traced_steps_are_pa
 def test_a_dry_run_on_prepared_data_tells_all_and_writes_nothing(finished, tmp_path):
     _, _, data, config = finished
     told = runs.run(tmp_path / "run", data.folder, *OPTIONS, "--dry_run").stdout
-    stream = Stream(data, config.data.objectives(), config.train.seed)
+    stream = Stream(data, config.objectives(), config.train.seed)
     for binding in OPTIONS:
         key, _, value = binding.partition("=")
         value = value if value[0] in "{0123456789" else repr(value)

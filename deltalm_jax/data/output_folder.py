@@ -60,6 +60,7 @@ def _differences(manifest: Mapping[str, Any], header: Mapping[str, Any], inputs:
     """Each difference between a manifest and what is asked for, as "what: … there, … asked for"."""
     pairs: list[tuple[str, Any, Any]] = [
         ("mixture", manifest.get("mixture"), header["mixture"]),
+        ("languages", manifest.get("languages"), header["languages"]),
         *(
             (f"chunk_length of {name}", manifest["chunk_lengths"].get(name), header["chunk_lengths"].get(name))
             for name in sorted({*manifest["chunk_lengths"], *header["chunk_lengths"]})

@@ -66,6 +66,7 @@ def prepare(
     output: str | Path,
     *,
     mixture: str,
+    languages: Sequence[str] | None = None,
     chunk_length: int | Mapping[str, int] = 512,
     validation_fraction: float = 0.001,
     block_bytes: int = BLOCK_BYTES,
@@ -83,6 +84,7 @@ def prepare(
       vocabulary: of the ids; its model is copied into the folder.
       output: the folder to make. On a cluster, a path that all workers and this machine see.
       mixture: name kept in the manifest.
+      languages: what was asked for, kept in the manifest; None: all of the mixture's.
       chunk_length: ids in a full chunk; one number, or one for each objective.
       validation_fraction: share of texts held out by hash where a task has no validation file.
       block_bytes: UTF-8 bytes of text that are worked on as one piece. Chunks do not cross blocks.
@@ -112,6 +114,7 @@ def prepare(
     }
     header = {
         "mixture": mixture,
+        "languages": None if languages is None else sorted(languages),
         "chunk_lengths": lengths,
         "vocabulary": vocabulary.describe(),
         "settings": settings,

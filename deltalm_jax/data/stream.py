@@ -2,7 +2,7 @@
 
 Example number g of an objective (g = step * batch size + row) is found by arithmetic alone:
 
-  g ──► block g // M, place g % M ──► task and its running number n ──► epoch n // chunks, chunk permuted by epoch
+  g ──► block g // M, place g % M ──► task and its running number n ──► epoch n // chunks, chunk ordered anew by epoch
         (a block holds each task exactly as often as its rate says, in hashed order)
 
 and its noise mask is drawn from hash(seed, task, chunk, epoch). So resuming costs nothing and is exact, any number
@@ -15,19 +15,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
 from deltalm_jax.data.chunks import PreparedData, PreparedDataError
+from deltalm_jax.data.sampling import block_quotas, block_size, cap_rates, chunk_order, sampling_rates
 from deltalm_jax.objectives import SpanCorruption
-from deltalm_jax.objectives.hashing import hash_keys, permute, string_key
+from deltalm_jax.objectives.hashing import hash_keys, string_key
 
 Batch = dict[str, dict[str, np.ndarray]]
 Rows = slice | np.ndarray
 
-# Examples in a block: the resolution of the rates (a rarest language at 0.2 % gets 16 places of 8,192).
-BLOCK_EXAMPLES = 8192
 _SALT_BLOCK, _SALT_ORDER, _SALT_MASK = 11, 12, 13
 
 
@@ -38,32 +37,20 @@ class Objective:
     Attributes:
       corruption: the corruption, with its noise density and mean span length.
       batch_size: examples of this objective in a global batch.
-      sampling_exponent: a task's rate is proportional to (its tokens) ** exponent; 1 is by size, 0 uniform.
+      sampling_exponent: a language's rate is proportional to (its tokens) ** exponent; 1 is by size, 0 uniform.
+      max_epochs: how often a task's chunks may come up in `planned_steps` steps; None: no limit.
+      planned_steps: the steps that this limit is for.
     """
 
     corruption: SpanCorruption
     batch_size: int
     sampling_exponent: float
+    max_epochs: float | None = None
+    planned_steps: int | None = None
 
-
-def sampling_rates(tokens_K: Sequence[int] | np.ndarray, exponent: float) -> np.ndarray:
-    """Temperature sampling: p_k proportional to n_k ** exponent (XLM-R, mT5: 0.3). float64 [K], sums to 1."""
-    weights_K = np.asarray(tokens_K, np.float64) / np.sum(tokens_K)
-    weights_K = weights_K**exponent
-    return weights_K / weights_K.sum()
-
-
-def block_quotas(rates_K: np.ndarray, block: int = BLOCK_EXAMPLES) -> np.ndarray:
-    """Places of each task in a block: largest remainders, at least one each. int64 [K], sums to the block's size.
-
-    The block grows to 4 places a task where there are many tasks, so that none is starved or much overdrawn.
-    """
-    block = max(block, 4 * len(rates_K))
-    exact_K = rates_K * (block - len(rates_K))
-    quotas_K = np.floor(exact_K).astype(np.int64) + 1
-    missing = block - quotas_K.sum()
-    quotas_K[np.argsort(-(exact_K - np.floor(exact_K)), kind="stable")[:missing]] += 1
-    return quotas_K
+    def examples(self) -> int:
+        """How many it comes to in `planned_steps`."""
+        return self.batch_size * (self.planned_steps or 0)
 
 
 class _Schedule:
@@ -78,8 +65,19 @@ class _Schedule:
         self.task_names = [prepared.tasks[i].name for i in tasks]
         self.chunks_K = np.array([prepared.chunk_count(i, "train") for i in tasks])
         tokens_K = [prepared.tasks[i].tokens("train") for i in tasks]
-        self.rates_K = sampling_rates(tokens_K, objective.sampling_exponent)
-        self.quotas_K = block_quotas(self.rates_K)
+        self.rates_K = sampling_rates(
+            tokens_K, objective.sampling_exponent, [prepared.tasks[i].language for i in tasks]
+        )
+        if objective.max_epochs is not None:
+            limits_K = objective.max_epochs * self.chunks_K / objective.examples()
+            if limits_K.sum() < 1:
+                raise PreparedDataError(
+                    f"{name}: {objective.planned_steps:,} steps of {objective.batch_size:,} examples are "
+                    f"{1 / limits_K.sum() * objective.max_epochs:.1f} epochs of all its data, more than "
+                    f"max_epochs = {objective.max_epochs:g} for each task: plan fewer steps, raise it, or add data"
+                )
+            self.rates_K = cap_rates(self.rates_K, limits_K)
+        self.quotas_K = block_quotas(self.rates_K, block_size(self.rates_K, objective.max_epochs is not None))
         self.block = int(self.quotas_K.sum())
         # By name, not by position: adding a language must not reshuffle the others' chunks and masks.
         self.keys_K = hash_keys(seed, np.array([string_key(n) for n in self.task_names], np.uint64))
@@ -109,7 +107,7 @@ class _Schedule:
             number_B[here] = block * self.quotas_K[task_B[here]] + running_M[places_B[here]]
         epoch_B, index_B = np.divmod(number_B, self.chunks_K[task_B])
         order_keys_B = hash_keys(self.keys_K[task_B], _SALT_ORDER, epoch_B)
-        return task_B, permute(index_B, self.chunks_K[task_B], order_keys_B), epoch_B
+        return task_B, chunk_order(index_B, self.chunks_K[task_B], order_keys_B), epoch_B
 
     def drawn(self, examples: int) -> np.ndarray:
         """How many of the first `examples` examples are of each task; int64 [K]. One block is looked at, not all."""

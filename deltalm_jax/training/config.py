@@ -31,7 +31,8 @@ class DataConfig:
         shipped sample. Only needed until the data is prepared.
       vocabulary: SentencePiece model file, or "sample" for the shipped sample's.
       prepared_dir: where the prepared data lies; None is `prepared/<gin name>` in the working directory.
-      languages: codes to restrict the mixture to; None takes every language found in `data_dir`.
+      languages: codes to restrict the corpora to; "paper" is the published files of the paper's languages, all of them;
+        None takes every language found in `data_dir`.
       chunk_length: tokens in a full example (paper: 512). What it measures is said by `sizing`.
       sizing: "raw": `chunk_length` is the text's, before corruption (512 gives inputs of 461 and 341), as in the group's
         later loader. "t5": it is the corrupted inputs', closed by `</s>`, and the text is as much longer as fills them
@@ -46,6 +47,8 @@ class DataConfig:
       mean_span_lengths: mean length of masked spans in tokens (paper: 3).
       sampling_exponents: a language's rate is proportional to (its tokens) ** exponent. Not stated; XLM-R and mT5 used
         0.3.
+      max_epochs: how often a task's text may be seen in `OptimizerConfig.decay_steps` steps; what a small language does not
+        get then goes to the others. An objective that is not named has no limit. The paper states none.
       decoder_start: "eos": the decoder starts from `</s>` and every target is predicted. "first_target": it starts from
         the first target, the first sentinel, which is then not predicted, as in the DeltaLM group's later loader.
       prepare_limit_mb: `train` prepares corpora up to this compressed size by itself; above, it prints the command. The size
@@ -67,6 +70,7 @@ class DataConfig:
     noise_densities: dict[str, float] = dataclasses.field(default_factory=lambda: _each(0.15, 0.5))
     mean_span_lengths: dict[str, float] = dataclasses.field(default_factory=lambda: _each(3.0, 3.0))
     sampling_exponents: dict[str, float] = dataclasses.field(default_factory=lambda: _each(0.3, 0.3))
+    max_epochs: dict[str, float] = dataclasses.field(default_factory=dict)
     decoder_start: str = "eos"
     prepare_limit_mb: float = operational(200.0)
     prefetch: int = operational(2)
@@ -79,10 +83,15 @@ class DataConfig:
             raise ValueError(f"DataConfig.prefetch must be at least 1, found {self.prefetch}")
         if not self.objective_batch_sizes:
             raise ValueError("DataConfig.objective_batch_sizes is empty: name at least one objective")
-        for field in ("objective_batch_sizes", "noise_densities", "mean_span_lengths", "sampling_exponents"):
+        complete = ("objective_batch_sizes", "noise_densities", "mean_span_lengths", "sampling_exponents")
+        for field in (*complete, "max_epochs"):
             for name in getattr(self, field):
                 if name not in OBJECTIVES:
                     raise ValueError(f"DataConfig.{field}: unknown objective {name!r}; known: {', '.join(OBJECTIVES)}")
+        for name, limit in self.max_epochs.items():
+            if not limit > 0:
+                raise ValueError(f"DataConfig.max_epochs[{name!r}] must be above 0, found {limit}")
+        for field in complete:
             if missing := set(self.objective_batch_sizes) - set(getattr(self, field)):
                 raise ValueError(f"DataConfig.{field} says nothing of {', '.join(sorted(missing))}")
         for name, size in self.objective_batch_sizes.items():
@@ -120,8 +129,12 @@ class DataConfig:
                     "grows), lower DataConfig.chunk_length or the noise density, or raise the mean span length"
                 )
 
-    def objectives(self) -> dict[str, Objective]:
-        """How each objective is drawn, in the order of `objective_batch_sizes`."""
+    def objectives(self, planned_steps: int | None = None) -> dict[str, Objective]:
+        """How each objective is drawn, in the order of `objective_batch_sizes`.
+
+        Args:
+          planned_steps: what `max_epochs` is for; None: it is not kept, which is enough for shapes.
+        """
         return {
             name: Objective(
                 make_objective(
@@ -133,6 +146,8 @@ class DataConfig:
                 ),
                 batch_size,
                 self.sampling_exponents[name],
+                max_epochs=self.max_epochs.get(name) if planned_steps else None,
+                planned_steps=planned_steps,
             )
             for name, batch_size in self.objective_batch_sizes.items()
         }
@@ -250,6 +265,10 @@ class Config:
             raise ValueError(
                 f"TrainConfig.stop_at_step ({self.train.stop_at_step}) lies beyond TrainConfig.steps ({self.train.steps})"
             )
+
+    def objectives(self) -> dict[str, Objective]:
+        """How each objective is drawn, in the order of `DataConfig.objective_batch_sizes`."""
+        return self.data.objectives(self.optimizer.decay_steps)
 
     def step_shapes(self) -> dict[str, tuple[int, int, int]]:
         """Per objective, what the model works on in a step: global batch, encoder length and decoder length."""

@@ -137,7 +137,7 @@ def _stream(config: Config) -> Stream | None:
         return None
     prepared = PreparedData.open(folder)
     check(config, prepared)
-    return Stream(prepared, config.data.objectives(), config.train.seed)
+    return Stream(prepared, config.objectives(), config.train.seed)
 
 
 def _print_data(console: Console, config: Config, stream: Stream) -> None:
@@ -181,7 +181,7 @@ def _sample_examples(config: Config) -> Iterator[Example]:
     model = str(given) if own else SAMPLE_DIR / "vocabulary.model"
     vocabulary = Vocabulary.load(model, num_sentinels=config.data.num_sentinels)
     label = "the shipped sample's text" + ("" if own or given == SAMPLE else " and vocabulary")
-    for name, objective in config.data.objectives().items():
+    for name, objective in config.objectives().items():
         (corpus,) = (c for c in CORPORA.values() if c.objective == name)
         language, file = next(iter(find_files(None, corpus.name, ["fr"]).items()))
         length = config.data.raw_lengths()[name]

@@ -55,7 +55,7 @@ def train(
     is_first_process = jax.process_index() == 0
 
     # Everything that can be wrong is found before a device computes anything.
-    stream = Stream(prepared, config.data.objectives(), options.seed)
+    stream = Stream(prepared, config.objectives(), options.seed)
     mesh = make_mesh(config.mesh)
     check_batch(batch_sizes, mesh, options.accumulation_steps)
     rows = {name: process_rows(size, mesh) for name, size in batch_sizes.items()}

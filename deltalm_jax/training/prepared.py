@@ -131,7 +131,7 @@ def check(config: Config, prepared: PreparedData) -> None:
             f"({manifest['vocabulary']['file']}, sha256 {manifest['vocabulary']['sha256'][:12]}…): prepare again into "
             "another folder (DataConfig.prepared_dir), or name that model"
         )
-    if data.languages is not None:
+    if data.languages is not None and sorted(data.languages) != manifest.get("languages"):
         held = {task.language for task in prepared.tasks}
         if missing := set(data.languages) ^ held:
             raise PreparedDataError(

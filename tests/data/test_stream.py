@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from deltalm_jax.data.chunks import PreparedDataError
-from deltalm_jax.data.stream import Objective, Stream, block_quotas, sampling_rates
+from deltalm_jax.data.sampling import BLOCK_EXAMPLES, block_quotas, sampling_rates
+from deltalm_jax.data.stream import Objective, Stream
 from deltalm_jax.objectives import SpanCorruption, TranslationSpanCorruption
 from tests.support.toy_data import write_toy_data
 
@@ -43,24 +44,6 @@ def raw(group: dict[str, np.ndarray], row: int) -> tuple[int, ...]:
     return tuple(sorted(i for i in ids.tolist() if 0 < i < 8002))
 
 
-def test_rates_follow_the_exponent():
-    np.testing.assert_allclose(sampling_rates([1, 3], 1.0), [0.25, 0.75])
-    np.testing.assert_allclose(sampling_rates([1, 1000], 0.0), [0.5, 0.5])
-    # XLM-R's example of five languages at 0.3, percent, to the published digits.
-    shares = sampling_rates([300.8, 66.6, 46.9, 1.6, 0.1], 0.3) * 100
-    np.testing.assert_allclose(shares, [39.9, 25.4, 22.8, 8.3, 3.6], atol=0.05)
-
-
-def test_quotas_sum_to_the_block_and_starve_no_one():
-    rates = np.array([0.9999, 0.00005, 0.00005])
-    quotas = block_quotas(rates)
-    assert quotas.sum() == 8192
-    assert quotas.min() >= 1
-    many = block_quotas(sampling_rates(np.arange(1, 10_001), 0.3))
-    assert many.sum() == 40_000
-    assert many.min() >= 1
-
-
 def test_shapes(stream):
     batch = stream.batch(0)
     assert {k: (v["inputs"].shape, v["targets"].shape) for k, v in batch.items()} == {
@@ -74,7 +57,7 @@ def test_proportions_over_a_block_are_exact(stream):
     """512 steps of 16 are one block of 8,192: each task must have come up exactly as often as its quota."""
     names = Counter(name for step in range(512) for name in stream.tasks_of(step)["span_corruption"])
     tokens = np.array([40 * 32 - 8 * 9, 10 * 32 - 2 * 9, 3 * 32])
-    quotas = block_quotas(sampling_rates(tokens, 0.3))
+    quotas = block_quotas(sampling_rates(tokens, 0.3), BLOCK_EXAMPLES)
     assert [names[n] for n in "abc"] == quotas.tolist()
     shares = stream.rates()["span_corruption"]
     assert shares["a"] == pytest.approx(quotas[0] / 8192)
@@ -203,3 +186,29 @@ def test_an_objective_without_data_is_refused(tmp_path):
     data = write_toy_data(tmp_path / "data", {"a": TASKS["a"]})
     with pytest.raises(PreparedDataError, match="no training chunks for the objective 'translation_span_corruption'"):
         Stream(data, objectives(), seed=1)
+
+
+def test_no_task_is_seen_more_often_than_allowed(prepared):
+    """Four whole blocks of the schedule: 618 epochs of all data; the smallest task would have been seen 3,641 times."""
+    steps = 16_384
+
+    def epochs(limit: float | None) -> dict[str, float]:
+        objective = Objective(SpanCorruption(), 2, 0.0, max_epochs=limit, planned_steps=steps)
+        return Stream(prepared, {"span_corruption": objective}, seed=1).epochs(steps)
+
+    assert epochs(None)["c"] == pytest.approx(2 * steps / 3 / 3, rel=1e-3)
+    capped = epochs(900.0)
+    assert [capped["b"], capped["c"]] == pytest.approx([900, 900], rel=2e-3)
+    assert capped["a"] == pytest.approx((2 * steps - 900 * 13) / 40, rel=1e-3)
+    with pytest.raises(
+        PreparedDataError, match=r"16,384 steps of 2 examples are 618\.3 epochs of all its data, more than"
+    ):
+        epochs(600.0)
+
+
+def test_corpora_of_one_language_share_its_rate(tmp_path):
+    tasks = {name: ("span_corruption", count, 0) for name, count in (("a", 30), ("b", 10), ("c", 40))}
+    shared = write_toy_data(tmp_path / "shared", tasks, languages={"a": "de", "b": "de", "c": "fr"})
+    rates = Stream(shared, {"span_corruption": Objective(SpanCorruption(), 4, 0.3)}, seed=0).rates()["span_corruption"]
+    assert rates["a"] + rates["b"] == pytest.approx(0.5, abs=1e-3)
+    assert rates["a"] / rates["b"] == pytest.approx(3, rel=0.02)

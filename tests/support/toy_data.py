@@ -28,6 +28,7 @@ def write_toy_data(
     chunk_length: int | Mapping[str, int] = 32,
     shards: int = 1,
     groups: Mapping[str, Mapping[str, str]] | None = None,
+    languages: Mapping[str, str] | None = None,
 ) -> PreparedData:
     """Writes and opens a prepared folder.
 
@@ -37,6 +38,7 @@ def write_toy_data(
       chunk_length: ids in a chunk, of all objectives or by objective; every fifth chunk is shorter.
       shards: files per split.
       groups: name → groups of languages it belongs to, by kind of group.
+      languages: name → language code; default: the name.
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -69,7 +71,7 @@ def write_toy_data(
                 "dropped": {},
                 "shards": [{"file": s.file, "chunks": s.chunks, "bytes": s.bytes, "xxh3": s.xxh3} for s in written],
             }
-        entries[name] = {"objective": objective, "language": name, "splits": splits}
+        entries[name] = {"objective": objective, "language": (languages or {}).get(name, name), "splits": splits}
         if groups and name in groups:
             entries[name]["groups"] = dict(groups[name])
     shutil.copy(SAMPLE_VOCABULARY, folder / "vocabulary.model")

@@ -7,6 +7,7 @@ import itertools
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +19,8 @@ import tensorflow as tf
 import tasks
 from deltalm_jax.data.readers import CorpusError, read_cc100, read_ccaligned
 from deltalm_jax.data.vocabulary import Vocabulary
-from tasks.corpora import SAMPLE_DIR, find_files
+from tasks.corpora import SAMPLE_DIR, find_files, task_name
+from tasks.languages import load_languages
 from tasks.source import CorpusDataSource
 
 BOS, EOS = 2, 3
@@ -253,6 +255,36 @@ def test_rates_from_file_sizes(toy: Path, vocabulary: Vocabulary) -> None:
     tasks.register(toy, vocabulary, sampling_exponent=0.5)
     rates = seqio.MixtureRegistry.get("deltalm_span_corruption").rate_per_task_name
     assert rates == pytest.approx({"cc100_de": 1 / 3, "cc100_fr": 2 / 3})
+
+
+def test_the_papers_languages_need_no_data_until_read(toy: Path, tmp_path: Path) -> None:
+    """100 languages and 77 (Chinese has two files); rates against those of the published sizes, computed apart."""
+    began = time.perf_counter()
+    assert len(tasks.register(tmp_path / "corpora", languages=["paper"])) == 3
+    mixture = seqio.get_mixture_or_task("deltalm_pretrain")
+    assert time.perf_counter() - began < 10
+    table = load_languages()
+    assert len({task.name for task in mixture.tasks}) == 100 + 78
+    total = sum((row.xlmr_size_gib or 0) ** 0.3 for row in table.values() if row.in_xlmr)
+    for code in ("en", "sw", "zh-Hans", "my_zaw"):
+        task = seqio.TaskRegistry.get(task_name("cc100", code))
+        expected = (table[code].xlmr_size_gib or 0) ** 0.3 / total / 2
+        assert mixture.get_rate(task) == pytest.approx(expected, rel=1e-9)
+        assert task.source.files.train == (tmp_path / "corpora" / "cc100" / f"{code}.txt.xz",)
+    with pytest.raises(
+        tf.errors.InvalidArgumentError, match=r"corpora/cc100/sw\.txt\.xz: expected a readable corpus file"
+    ):
+        next(iter(seqio.TaskRegistry.get("cc100_sw").get_dataset({"inputs": 512, "targets": 512}, "train", seed=0)))
+
+    # One more language, and a file that is there in another coding.
+    (tmp_path / "corpora" / "cc100").mkdir(parents=True)
+    (tmp_path / "corpora" / "cc100" / "yo.txt").write_text("Ọmọ.\n")
+    tasks.register(tmp_path / "corpora", languages=["paper", "yo"])
+    assert seqio.TaskRegistry.get("cc100_yo").source.files.train[0].name == "yo.txt"
+    with pytest.raises(CorpusError, match="CC100 publishes no file of 'xx'"):
+        tasks.register(tmp_path / "corpora", languages=["paper", "xx"])
+    with pytest.raises(CorpusError, match="needs a data_dir"):
+        tasks.register(languages=["paper"])
 
 
 def test_the_mixture_follows_its_rates(toy: Path, vocabulary: Vocabulary) -> None:

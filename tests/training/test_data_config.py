@@ -117,7 +117,7 @@ def test_a_run_with_t5_sizing_reads_chunks_of_two_lengths(tmp_path):
     raw = config.data.raw_lengths()
     prepared = write_toy_data(tmp_path / "data", runs.TOY_TASKS, chunk_length=raw)
     check(config, prepared)
-    stream = Stream(prepared, config.data.objectives(), seed=0)
+    stream = Stream(prepared, config.objectives(), seed=0)
     assert config.data.shapes() == {SC: (32, 8), TSC: (32, 32)}
     for name, arrays in stream.batch(0).items():
         assert arrays["inputs"].shape[1:] + arrays["targets"].shape[1:] == config.data.shapes()[name]
@@ -138,3 +138,32 @@ def test_prepare_names_the_settings_that_fit_its_lengths(tmp_path):
     assert words[:5] == ["python", "-m", "deltalm_jax.train", "--gin_file=pretrain_tiny.gin", words[4]]
     assert words[4] == f"--gin.DataConfig.prepared_dir={data.folder}"
     check(load(["pretrain_tiny.gin"], [word.removeprefix("--gin.") for word in words[5:]]), data)
+
+
+def test_a_limit_of_epochs_is_for_the_planned_steps(tmp_path):
+    limited = [*runs.SMALL, "DataConfig.max_epochs={'span_corruption': 8000.0}", "OptimizerConfig.decay_steps=40000"]
+    config = load(["pretrain_tiny.gin"], limited)
+    prepared = write_toy_data(tmp_path / "data", runs.TOY_TASKS)
+    names = [name for name, (objective, _, _) in runs.TOY_TASKS.items() if objective == SC]
+    epochs = Stream(prepared, config.objectives(), seed=0).epochs(40_000)
+    free = Stream(prepared, load(["pretrain_tiny.gin"], limited[:-2] + limited[-1:]).objectives(), seed=0).epochs(
+        40_000
+    )
+    assert max(free[name] for name in names) > 11_000 > 8000 * 1.02 > max(epochs[name] for name in names) > 7900
+    assert {name: n for name, n in epochs.items() if name not in names} == {
+        name: n for name, n in free.items() if name not in names
+    }
+    with pytest.raises(ValueError, match=r"DataConfig.max_epochs\['span_corruption'\] must be above 0, found 0"):
+        DataConfig(max_epochs={SC: 0.0})
+    with pytest.raises(ValueError, match="DataConfig.max_epochs: unknown objective 'spam'"):
+        DataConfig(max_epochs={"spam": 1.0})
+
+
+def test_languages_asked_for_are_compared_as_asked(tmp_path):
+    """The paper's languages are many, and a task of one's own may be in yet another."""
+    prepared = write_toy_data(tmp_path / "data", runs.TOY_TASKS)
+    config = load(["pretrain_tiny.gin"], [*runs.SMALL, "DataConfig.languages=['paper']"])
+    with pytest.raises(PreparedDataError, match=r"DataConfig.languages and the languages of .* differ by .*paper"):
+        check(config, prepared)
+    prepared.manifest["languages"] = ["paper"]
+    check(config, prepared)
