@@ -12,6 +12,9 @@ it is Cyrillic).
 `resource_level` follows from `xlmr_size_gib`: "high" from 10 GiB on, "medium" from 1 GiB on, else "low". A variant without
 a size of its own takes that of its language (`pt-br`: that of `pt`); a language without any is "low": where CC100 has it
 at all, its file is below 10 MB.
+
+`aliases` are other codes that corpora use for the language: old ones (`iw` for Hebrew), national ones (`fil`), and those of
+the part that is nearly all of it (`nb` for Norwegian, `zh` for simplified Chinese). Case, `-` and `_` do not count.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 LANGUAGES_CSV = Path(__file__).parent / "languages.csv"
@@ -46,6 +50,7 @@ class Language:
       in_sample: the shipped sample has it.
       script: the script of its corpus files, ISO 15924 (`Latn`).
       resource_level: "high", "medium" or "low".
+      aliases: other codes for it.
     """
 
     code: str
@@ -62,6 +67,7 @@ class Language:
     in_sample: bool
     script: str
     resource_level: str
+    aliases: tuple[str, ...]
 
     @property
     def groups(self) -> dict[str, str]:
@@ -98,7 +104,43 @@ def load_languages(path: str | Path = LANGUAGES_CSV) -> dict[str, Language]:
             if pair_code:
                 pair_codes[pair_code] = language.code
             languages[language.code] = language
+    seen: dict[str, str] = {}
+    for language in languages.values():
+        for code in (language.code, *language.aliases):
+            if (owner := seen.setdefault(_plain(code), language.code)) != language.code:
+                raise ValueError(f"{path}: {code!r}, a code of {language.code!r}, already belongs to {owner!r}.")
     return languages
+
+
+class Codes:
+    """What language a code means: the table's, by code or alias."""
+
+    def __init__(self, table: Mapping[str, Language]):
+        """An index of a table."""
+        self.table = table
+        self._codes = {_plain(code): row.code for row in table.values() for code in (row.code, *row.aliases)}
+
+    def find(self, code: str) -> str:
+        """The table's code for `code` or one of its aliases (`iw` and `IW` → `he`, `zh_hans` → `zh-Hans`); else `code`."""
+        return self._codes.get(_plain(code), code)
+
+    def find_regional(self, code: str) -> str:
+        """As `find`, and where the table has a language without the region, that language: `en_GB` → `en`.
+
+        A script is no region (`uz_Cyrl` stays), and South Azerbaijani (`az_IR`) is another language than `az`.
+        """
+        found = self.find(code)
+        base, *region = re.split("[-_]", code)
+        if found in self.table or len(region) != 1 or len(region[0]) != 2 or _plain(code) in _NOT_THEIR_BASE:
+            return found
+        return self.find(base)
+
+
+_NOT_THEIR_BASE = ("az-ir",)
+
+
+def _plain(code: str) -> str:
+    return code.lower().replace("_", "-")
 
 
 def _parse(row: dict[str, str]) -> Language:
@@ -119,6 +161,7 @@ def _parse(row: dict[str, str]) -> Language:
         in_sample=_flag(row, "in_sample"),
         script=_one_of(row, "script", _SCRIPT),
         resource_level=_one_of(row, "resource_level", "|".join(RESOURCE_LEVELS)),
+        aliases=tuple(row["aliases"].split()),
     )
 
 

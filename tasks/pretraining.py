@@ -77,7 +77,7 @@ def register(
     """Registers all Tasks and Mixtures for a data folder, in place of those of an earlier call.
 
     Args:
-      data_dir: folder laid out as `tasks.corpora` says, with one of the corpora or both; None: the shipped sample.
+      data_dir: folder laid out as `tasks.corpora` says, with any of the corpora; None: the shipped sample.
       vocabulary: a vocabulary or the path of its SentencePiece model; None or "sample": the sample's 8,000 pieces.
       languages: only these; each must be in one corpus at least. "paper" among them: the published files of XLM-R's 100
         languages in CC100 and of the 77 in CCAligned (which 77 is inferred), in `data_dir` or still to come: no file is
@@ -234,7 +234,13 @@ def _find_all_files(data_dir: str | Path | None, languages: Sequence[str] | None
     folder = Path(SAMPLE_DIR if data_dir is None else data_dir)
     present = {name: find_files(data_dir, name) for name in CORPORA if (folder / name).is_dir()}
     if not present:
-        find_files(data_dir, next(iter(CORPORA)))  # raises, and says what was expected where
+        names = ", ".join(CORPORA)
+        raise CorpusError(
+            f"{folder.absolute()}: expected a folder with one or more of the folders {names} in it, found "
+            f"{'none of them' if folder.is_dir() else 'no such folder'}. docs/corpora.md says what they hold: "
+            "cc100/de.txt.xz, for example, or text/sw.txt for text of your own. "
+            "To try things out, leave the data folder out: a small sample comes with the project."
+        )
     if languages is None:
         return present
     known = {code for files in present.values() for code in files}

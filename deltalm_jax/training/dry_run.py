@@ -174,7 +174,7 @@ def _examples(stream: Stream) -> Iterator[Example]:
 
 def _sample_examples(config: Config) -> Iterator[Example]:
     with quiet_imports():  # the only place in training that reads raw text
-        from tasks.corpora import CORPORA, SAMPLE_DIR, find_files, read_split
+        from tasks.corpora import SAMPLE_CORPORA, SAMPLE_DIR, find_files, read_split
 
     given = config.data.vocabulary
     own = given not in (None, SAMPLE) and pathlib.Path(str(given)).is_file()
@@ -182,7 +182,7 @@ def _sample_examples(config: Config) -> Iterator[Example]:
     vocabulary = Vocabulary.load(model, num_sentinels=config.data.num_sentinels)
     label = "the shipped sample's text" + ("" if own or given == SAMPLE else " and vocabulary")
     for name, objective in config.objectives().items():
-        (corpus,) = (c for c in CORPORA.values() if c.objective == name)
+        (corpus,) = (c for c in SAMPLE_CORPORA if c.objective == name)
         language, file = next(iter(find_files(None, corpus.name, ["fr"]).items()))
         length = config.data.raw_lengths()[name]
         items = list(itertools.islice(read_split(corpus, file, "train"), 200))

@@ -23,7 +23,7 @@ import sentencepiece
 
 from deltalm_jax.data.packing import max_side_length
 from deltalm_jax.data.vocabulary import Vocabulary
-from tasks.corpora import CCALIGNED, CORPORA, SAMPLE_DIR, Corpus, find_files, read_split, task_name
+from tasks.corpora import CC100, CCALIGNED, SAMPLE_CORPORA, SAMPLE_DIR, Corpus, find_files, read_split, task_name
 
 NUM_PIECES = 8000
 # Of the 3,200 characters the rarest 700, mostly Chinese, are spelled in bytes and leave room for longer pieces.
@@ -45,7 +45,7 @@ class Usage:
 def training_texts(data_dir: Path | None = None) -> list[str]:
     """Every distinct paragraph and side of a pair in the training split, in a fixed order."""
     texts: dict[str, None] = {}
-    for corpus in CORPORA.values():
+    for corpus in SAMPLE_CORPORA:
         for file in find_files(data_dir, corpus.name).values():
             for item in read_split(corpus, file, "train"):
                 texts.update(dict.fromkeys(item))
@@ -84,7 +84,7 @@ def count_tokens(vocabulary: Vocabulary, data_dir: Path | None = None) -> dict[s
     most as long as they are kept in chunks of 512.
     """
     counts: dict[str, int] = {}
-    for corpus in CORPORA.values():
+    for corpus in SAMPLE_CORPORA:
         for language, file in find_files(data_dir, corpus.name).items():
             counts[task_name(corpus.name, language)] = sum(
                 _tokens(vocabulary, corpus, item) for item in read_split(corpus, file, "train")
@@ -99,7 +99,7 @@ def measure(vocabulary: Vocabulary) -> dict[str, Usage]:
     usage = {}
     for language, file in find_files(None, "cc100").items():
         size, pieces = 0, Counter[bool]()
-        for document in read_split(CORPORA["cc100"], file, "train"):
+        for document in read_split(CC100, file, "train"):
             size += sum(len(paragraph.encode()) for paragraph in document)
             for ids in vocabulary.encode_batch(document):
                 pieces.update(token in byte_ids for token in ids)
@@ -121,7 +121,7 @@ def describe(model: bytes, texts: list[str], counts: dict[str, int], usage: dict
     def share(code: str) -> str:
         return f"{code} {100 * usage[code].byte_pieces / usage[code].pieces:.1f} %"
 
-    totals = {c.name: sum(n for name, n in counts.items() if name.startswith(c.name)) for c in CORPORA.values()}
+    totals = {c.name: sum(n for name, n in counts.items() if name.startswith(c.name)) for c in SAMPLE_CORPORA}
     return "\n".join(
         [
             "| | |",

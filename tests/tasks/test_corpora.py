@@ -94,7 +94,7 @@ def test_nothing_there(tmp_path: Path) -> None:
     make(tmp_path, "cc100/readme.md", "cc100/de.tsv")
     with pytest.raises(CorpusError, match=r"de\.txt\.xz.*no file in it has such a name.*data\.statmt\.org/cc-100"):
         find_files(tmp_path, "cc100")
-    with pytest.raises(CorpusError, match="Unknown corpus 'c4': expected one of cc100, ccaligned"):
+    with pytest.raises(CorpusError, match="Unknown corpus 'c4': expected one of cc100, cc_net, "):
         find_files(tmp_path, "c4")
 
 

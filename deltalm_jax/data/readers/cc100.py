@@ -6,10 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from deltalm_jax.data.readers.files import clean, read_lines
-
-# A file without blank lines is one document of gigabytes; it is given out in parts of this size.
-MAX_DOCUMENT_BYTES = 4 << 20
+from deltalm_jax.data.readers.files import MAX_DOCUMENT_BYTES, clean, read_lines
 
 
 def read_cc100(path: str | Path, counts: Counter[str] | None = None) -> Iterator[list[str]]:

@@ -1,4 +1,4 @@
-"""CCAligned's sentence files: `source TAB target [TAB LASER margin]`.
+"""CCAligned's files: sentences, `source TAB target [TAB LASER margin]`, and whole documents in five columns.
 
 The codes in the file name say which column is which; `en_XX` stands on either side.
 """
@@ -10,44 +10,66 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from deltalm_jax.data.readers.files import CorpusError, clean, read_lines
+from deltalm_jax.data.readers.errors import CorpusError
+from deltalm_jax.data.readers.files import MAX_DOCUMENT_BYTES, MAX_LINE_BYTES, clean, read_lines
+from deltalm_jax.data.readers.pairs import Pair, read_columns
 
 ENGLISH = "en_XX"
 
 _PAIR_NAME = re.compile(r"^([a-z]{2,3}_[A-Za-z]{2,4})-([a-z]{2,3}_[A-Za-z]{2,4})\.tsv(\.xz|\.gz)?$")
 
 
-def read_ccaligned(path: str | Path, counts: Counter[str] | None = None) -> Iterator[tuple[str, str]]:
+def read_ccaligned(path: str | Path, counts: Counter[str] | None = None) -> Iterator[Pair]:
     """Sentence pairs of a CCAligned file as (English, other), whichever column holds English.
 
     Args:
       path: `xx_YY-en_XX.tsv` or `en_XX-xx_YY.tsv`, plain, `.xz` or `.gz`.
-      counts: `counts[reason] += 1` for every row that is dropped: "invalid_utf8", "long_line", "columns" (not 2 or 3
-        columns), "margin" (a third column that is no number: a stray tab has shifted the columns), "empty" (a side
-        without text).
+      counts: of dropped rows, by reason: as `pairs.read_columns`.
 
     Raises:
-      CorpusError: as `read_cc100`, or the name does not say which side is English.
+      CorpusError: as `read_columns`, or the name does not say which side is English.
+    """
+    first, _ = pair_codes(path)
+    yield from read_columns(Path(path), first == ENGLISH, Counter() if counts is None else counts)
+
+
+def read_ccaligned_documents(path: str | Path, counts: Counter[str] | None = None) -> Iterator[Pair]:
+    """Pairs of lines from CCAligned's document pairs: `domain TAB URL TAB text TAB URL TAB text`, with | for line breaks.
+
+    The two documents of a row were found to be translations of each other; their lines were not aligned. Where both have
+    the same number of lines (empty ones not counted), the lines are taken to correspond, and each makes a pair. All
+    other rows are left out: a chunk of translation span corruption holds 254 tokens of each side, and the first 254
+    tokens of two long pages need not say the same.
+
+    Args:
+      path: as of `read_ccaligned`.
+      counts: `counts[reason] += 1` for every row that is dropped: "invalid_utf8", "long_line" (over 8 MiB), "columns"
+        (not 5), "empty" (a side without text), "line_counts" (the sides' numbers of lines differ); and "long_line" for
+        every pair of lines of which one is over `MAX_LINE_BYTES`.
+
+    Raises:
+      CorpusError: as `read_ccaligned`.
     """
     path = Path(path)
     counts = Counter() if counts is None else counts
-    first, _ = pair_codes(path)
-    for line in read_lines(path, counts):
-        if not line.strip():
-            counts["empty"] += 1
+    english_first = pair_codes(path)[0] == ENGLISH
+    for row in read_lines(path, counts, 2 * MAX_DOCUMENT_BYTES):
+        columns = row.split("\t")
+        if len(columns) != 5:
+            counts["columns" if row.strip() else "empty"] += 1
             continue
-        columns = line.split("\t")
-        if len(columns) not in (2, 3):
-            counts["columns"] += 1
-            continue
-        if len(columns) == 3 and not _is_number(columns[2]):
-            counts["margin"] += 1
-            continue
-        source, target = clean(columns[0]), clean(columns[1])
+        source, target = (_lines(columns[2]), _lines(columns[4]))
         if not source or not target:
             counts["empty"] += 1
             continue
-        yield (source, target) if first == ENGLISH else (target, source)
+        if len(source) != len(target):
+            counts["line_counts"] += 1
+            continue
+        for pair in zip(source, target, strict=True):
+            if max(len(side.encode()) for side in pair) > MAX_LINE_BYTES:
+                counts["long_line"] += 1
+            else:
+                yield pair if english_first else pair[::-1]
 
 
 def pair_codes(path: str | Path) -> tuple[str, str]:
@@ -65,9 +87,5 @@ def pair_codes(path: str | Path) -> tuple[str, str]:
     return match[1], match[2]
 
 
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+def _lines(cell: str) -> list[str]:
+    return [line for line in map(clean, cell.split("|")) if line]

@@ -2,35 +2,32 @@
 
 What is done to the text, and nothing else: a byte order mark at the start of a file and the `\r` of CRLF line ends are
 removed; tab, vertical tab, form feed, bare `\r` and U+0085 inside a paragraph become a space; other control characters
-(NUL …) are removed; white space around a paragraph is removed. Lines are split at byte 0x0A only: Python's text mode
-and `splitlines()` also split at `\r`, U+0085 and U+2028, which would shift columns and add paragraphs.
+(NUL …) are removed; white space around a paragraph is removed. Lines that are not UTF-8 are dropped. Unicode is not
+normalised: that is the vocabulary's work. Lines are split at byte 0x0A only: Python's text mode and `splitlines()` also
+split at `\r`, U+0085 and U+2028, which would shift columns and add paragraphs.
 """
 
 from __future__ import annotations
 
-import lzma
 import re
-import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO, Protocol
 
-from deltalm_jax.errors import UserError
+from deltalm_jax.data.readers import compression
+from deltalm_jax.data.readers.errors import CorpusError
 
 # A longer line is no paragraph or sentence (CC100's longest are far below); it would be tokenised in one piece.
 MAX_LINE_BYTES = 1 << 20
+# A file without blank lines is one document of gigabytes; it is given out in parts of this size.
+MAX_DOCUMENT_BYTES = 4 << 20
 
-_BLOCK_BYTES = 1 << 20
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _SPACES = dict.fromkeys(map(ord, "\t\v\f\r\x85"), " ")
 _CONTROLS = {code: None for code in (*range(0x20), *range(0x7F, 0xA0))}
 _CLEAN = str.maketrans({**_CONTROLS, **_SPACES})
 _HAS_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
-
-
-class CorpusError(UserError, ValueError):
-    """A corpus file or folder that cannot be used; the message names the file, the place in it, and what to do."""
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def clean(text: str) -> str:
@@ -40,17 +37,94 @@ def clean(text: str) -> str:
     return text.strip()
 
 
-def read_lines(path: Path, counts: Counter[str]) -> Iterator[str]:
-    """Decoded lines, still with tabs and control characters; lines that are too long or not UTF-8 are only counted."""
-    for raw in _split_lines(_read_bytes(path), counts):
+def read_lines(path: Path, counts: Counter[str], max_bytes: int = MAX_LINE_BYTES) -> Iterator[str]:
+    """Decoded lines, still with tabs and control characters; lines that are too long or not UTF-8 are only counted.
+
+    Args:
+      path: `.xz`, `.gz` or plain.
+      counts: grows by "long_line" and "invalid_utf8".
+      max_bytes: the longest line.
+
+    Raises:
+      CorpusError: the file is missing, truncated, corrupt or not of the format its name says.
+    """
+    return (line for line in decode_lines(read_bytes(path), counts, max_bytes) if line is not None)
+
+
+def decode_lines(
+    blocks: Iterable[bytes], counts: Counter[str], max_bytes: int = MAX_LINE_BYTES
+) -> Iterator[str | None]:
+    """As `read_lines`, of blocks of bytes, with None in the place of each line that is left out."""
+    for raw in _split_lines(blocks, max_bytes):
+        if raw is None:
+            counts["long_line"] += 1
+            yield None
+            continue
         try:
             yield raw.decode("utf-8")
         except UnicodeDecodeError:
             counts["invalid_utf8"] += 1
+            yield None
 
 
-def _split_lines(blocks: Iterator[bytes], counts: Counter[str]) -> Iterator[bytes]:
-    """Lines without their `\\n` or `\\r\\n`; holds at most one block and one line of the allowed length."""
+def read_bytes(path: Path) -> Iterator[bytes]:
+    """The decompressed bytes of a file in blocks of at most 1 MiB.
+
+    Raises:
+      CorpusError: as `read_lines`.
+    """
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise CorpusError(f"{path}: expected a readable corpus file, found: {error.strerror}.") from error
+    with file:
+        if path.suffix in (".xz", ".gz"):
+            yield from compression.decompress(path, file, path.suffix[1:])
+        else:
+            while block := file.read(compression.BLOCK_BYTES):
+                yield block
+
+
+def to_paragraphs(lines: Iterable[str], counts: Counter[str]) -> Iterator[str]:
+    """Cleaned lines; what cannot be a paragraph is left out and counted.
+
+    Args:
+      lines: of text that did not come as bytes (JSON, TFRecord), where anything may stand.
+      counts: grows by "empty" (nothing but control characters), "lone_surrogate" (half a character, which JSON can hold and
+        UTF-8 cannot) and "long_line" (over `MAX_LINE_BYTES`). Lines of white space alone are not counted.
+    """
+    for line in lines:
+        if not line.strip():
+            continue
+        paragraph = clean(line)
+        if not paragraph:
+            counts["empty"] += 1
+        elif _SURROGATE.search(paragraph):
+            counts["lone_surrogate"] += 1
+        elif len(paragraph.encode()) > MAX_LINE_BYTES:
+            counts["long_line"] += 1
+        else:
+            yield paragraph
+
+
+def in_parts(document: Iterable[str], counts: Counter[str]) -> Iterator[list[str]]:
+    """A document, non-empty, in one piece; or in several of at most `MAX_DOCUMENT_BYTES`, counted "long_document"."""
+    part: list[str] = []
+    size = 0
+    for paragraph in document:
+        length = len(paragraph.encode())
+        if part and size + length > MAX_DOCUMENT_BYTES:
+            counts["long_document"] += 1
+            yield part
+            part, size = [], 0
+        part.append(paragraph)
+        size += length
+    if part:
+        yield part
+
+
+def _split_lines(blocks: Iterable[bytes], max_bytes: int) -> Iterator[bytes | None]:
+    """Lines without their `\\n` or `\\r\\n`, None for one that is too long; holds at most one block and one such line."""
     first = True
     skipping = False  # inside a line that is already over the limit
     pieces: list[bytes] = []
@@ -63,8 +137,8 @@ def _split_lines(blocks: Iterator[bytes], counts: Counter[str]) -> Iterator[byte
                 pieces, length = [], 0
             if first:
                 line, first = line.removeprefix(_BYTE_ORDER_MARK), False
-            if skipping or len(line) > MAX_LINE_BYTES:
-                counts["long_line"] += 1
+            if skipping or len(line) > max_bytes:
+                yield None
                 skipping = False
             else:
                 yield line.removesuffix(b"\r")
@@ -72,108 +146,10 @@ def _split_lines(blocks: Iterator[bytes], counts: Counter[str]) -> Iterator[byte
             continue
         pieces.append(rest)
         length += len(rest)
-        if length > MAX_LINE_BYTES:
+        if length > max_bytes:
             skipping, pieces, length = True, [], 0
     line = b"".join(pieces)
     if skipping:
-        counts["long_line"] += 1
+        yield None
     elif line:
         yield (line.removeprefix(_BYTE_ORDER_MARK) if first else line).removesuffix(b"\r")
-
-
-class _Decompressor(Protocol):
-    """What `lzma.LZMADecompressor` and `_GzipDecompressor` have in common."""
-
-    @property
-    def eof(self) -> bool: ...
-    @property
-    def needs_input(self) -> bool: ...
-    @property
-    def unused_data(self) -> bytes: ...
-    def decompress(self, data: bytes, max_length: int = -1) -> bytes: ...
-
-
-class _GzipDecompressor:
-    """One gzip member through zlib, with lzma's interface."""
-
-    def __init__(self) -> None:
-        self._zlib = zlib.decompressobj(wbits=31)
-
-    @property
-    def eof(self) -> bool:
-        return self._zlib.eof
-
-    @property
-    def needs_input(self) -> bool:
-        return not self._zlib.unconsumed_tail
-
-    @property
-    def unused_data(self) -> bytes:
-        return self._zlib.unused_data
-
-    def decompress(self, data: bytes, max_length: int = -1) -> bytes:
-        return self._zlib.decompress(self._zlib.unconsumed_tail + data, max(max_length, 0))
-
-
-def _read_bytes(path: Path) -> Iterator[bytes]:
-    """The decompressed bytes in blocks of at most 1 MiB.
-
-    The standard library's file objects are not used because `lzma.open` takes damage after the first of several
-    concatenated streams for trailing garbage and just stops: a silently shorter corpus.
-    """
-    try:
-        file = path.open("rb")
-    except OSError as error:
-        raise CorpusError(f"{path}: expected a readable corpus file, found: {error.strerror}.") from error
-    with file:
-        if path.suffix == ".xz":
-            yield from _decompress(path, file, "xz")
-        elif path.suffix == ".gz":
-            yield from _decompress(path, file, "gz")
-        else:
-            while block := file.read(_BLOCK_BYTES):
-                yield block
-
-
-def _decompress(path: Path, file: BinaryIO, kind: str) -> Iterator[bytes]:
-    given = 0  # decompressed bytes so far
-    exhausted = False  # the file has been read to its end
-
-    def damage(what: str) -> CorpusError:
-        return CorpusError(
-            f"{path}: the .{kind} data {what}, after {given:,} bytes of text (about byte {file.tell():,} of the "
-            f"{path.stat().st_size:,} in the file). The download is incomplete or damaged; fetch the file again. "
-            "Nothing after this place was read."
-        )
-
-    decompressor: _Decompressor | None = None
-    data = b""
-    streams = 0  # complete ones: files may be several streams (members) one after the other
-    while True:
-        if not data and (decompressor is None or decompressor.needs_input):
-            data = file.read(_BLOCK_BYTES)
-            exhausted = not data
-        if decompressor is None:
-            # Zero bytes may pad a stream.
-            data = data.lstrip(b"\0") if streams else data
-            if exhausted:
-                break
-            if not data:
-                continue
-            decompressor = lzma.LZMADecompressor(lzma.FORMAT_XZ) if kind == "xz" else _GzipDecompressor()
-        try:
-            block = decompressor.decompress(data, _BLOCK_BYTES)
-        except (lzma.LZMAError, zlib.error) as error:
-            raise damage(f"cannot be read ({error})") from error
-        data = b""
-        given += len(block)
-        if block:
-            yield block
-        if decompressor.eof:
-            streams += 1
-            data = decompressor.unused_data
-            decompressor = None
-        elif exhausted and not block:
-            raise damage("ends too early")
-    if not streams:
-        raise damage("is missing: the file is empty")
