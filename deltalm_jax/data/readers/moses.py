@@ -36,7 +36,17 @@ _END_RECORDS_BYTES = 56 + 20 + _END_RECORD_BYTES
 _LONGEST_COMMENT = 0xFFFF
 # Names in zips are at most 65,535 bytes long; those of a corpus are short.
 _MAX_DIRECTORY_BYTES = 1 << 20
-_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, struct.error, NotImplementedError, ValueError, OverflowError)
+# OSError: a directory that points before the beginning of the file.
+_DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    struct.error,
+    NotImplementedError,
+    ValueError,
+    OverflowError,
+    OSError,
+)
 
 
 def read_moses(path: str | Path, counts: Counter[str] | None = None) -> Iterator[Pair]:

@@ -13,7 +13,8 @@ from deltalm_jax.data.readers.names import codes_in, is_english
 from deltalm_jax.data.readers.pairs import Pair, pair_lines, read_columns
 
 _COLUMNS = re.compile(r"\.tsv(\.xz|\.gz)?$")
-_ALIGNED = re.compile(r"^(?P<stem>.+)\.(?P<code>[a-z]{2,3}(?:[-_][A-Za-z0-9]+)*)(?:\.xz|\.gz)?$")
+_PACKED = re.compile(r"\.(xz|gz)$")
+_ALIGNED = re.compile(r"^(?P<stem>.+)\.(?P<code>[a-z]{2,3}(?:[-_][A-Za-z0-9]+)*)$")
 _ENDINGS = ("", ".xz", ".gz")
 ENGLISH_SIDE = "en"
 
@@ -70,7 +71,7 @@ def column_codes(path: Path) -> tuple[str, str]:
 
 def aligned_code(path: Path) -> str | None:
     """The code that a line-aligned file ends in: `news.sw.gz` → "sw"; None where the name has no such ending."""
-    match = _ALIGNED.match(path.name)
+    match = _ALIGNED.match(_PACKED.sub("", path.name))
     return match["code"] if match else None
 
 
@@ -91,5 +92,5 @@ def english_beside(path: Path) -> Path | None:
 
 def _english_name(path: Path) -> str:
     """`news.sw.gz` → `news.en`; "" where the name has no code at its end."""
-    match = _ALIGNED.match(path.name)
+    match = _ALIGNED.match(_PACKED.sub("", path.name))
     return f"{match['stem']}.{ENGLISH_SIDE}" if match else ""

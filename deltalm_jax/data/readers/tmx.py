@@ -66,6 +66,8 @@ class _Units:
         self._unknown_entity = False
         self._fed = self._seen = 0  # bytes given to the parser, and how many of them when something last came of it
         self._parser = parser = expat.ParserCreate()
+        # Text in pieces of this size, not of a line each.
+        parser.buffer_text, parser.buffer_size = True, 1 << 16
         parser.StartElementHandler, parser.EndElementHandler = self._start, self._end
         parser.CharacterDataHandler = self._text
         parser.EntityDeclHandler = self._refuse_entity

@@ -8,7 +8,6 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from deltalm_jax.data.readers.errors import CorpusError
 from deltalm_jax.data.readers.files import in_parts, to_paragraphs
@@ -93,15 +92,12 @@ def _tfrecords(path: Path) -> Iterator[bytes]:
 def _array_records(path: Path) -> Iterator[bytes]:
     from array_record.python.array_record_module import ArrayRecordReader
 
-    reader: Any = None
     try:
         reader = ArrayRecordReader(str(path))
-        for begin in range(0, reader.num_records(), _RECORDS_AT_A_TIME):
-            yield from reader.read(list(range(begin, min(begin + _RECORDS_AT_A_TIME, reader.num_records()))))
+        count = reader.num_records()
+        for begin in range(0, count, _RECORDS_AT_A_TIME):
+            yield from reader.read(list(range(begin, min(begin + _RECORDS_AT_A_TIME, count))))
     except (ValueError, IndexError, RuntimeError) as error:
         raise CorpusError(
             f"{path}: {str(error).splitlines()[0]}. The file is damaged; build the data set again."
         ) from error
-    finally:
-        if reader is not None:
-            reader.close()

@@ -15,24 +15,7 @@ import pytest
 from deltalm_jax.data import readers
 from deltalm_jax.data.readers import CorpusError, pair_codes, read_cc100, read_ccaligned
 from tasks.corpora import SAMPLE_DIR
-
-Write = Callable[[str, bytes], Path]
-
-
-@pytest.fixture
-def write(tmp_path: Path) -> Write:
-    """Writes bytes to a file, compressed as its name says."""
-
-    def function(name: str, data: bytes) -> Path:
-        path = tmp_path / name
-        if name.endswith(".xz"):
-            data = lzma.compress(data)
-        elif name.endswith(".gz"):
-            data = gzip.compress(data)
-        path.write_bytes(data)
-        return path
-
-    return function
+from tests.data.readers.conftest import Write
 
 
 @pytest.mark.parametrize("suffix", ["", ".xz", ".gz"])
