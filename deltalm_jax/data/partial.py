@@ -115,7 +115,7 @@ def was_being_published(output: Path) -> bool:
 def open_partial(output: Path, contents: Mapping[str, Any], overwrite: bool) -> Iterator[Partial]:
     """The place where prepared data grow, with what an earlier run of the same kind has finished.
 
-    Where the body fails before anything is finished, nothing is left; else it stays for the next run.
+    Where the body fails before any shard is finished, nothing is left; else it stays for the next run.
 
     Args:
       output: where the data will be.
@@ -137,7 +137,7 @@ def open_partial(output: Path, contents: Mapping[str, Any], overwrite: bool) -> 
         try:
             yield partial
         except BaseException:
-            if not any(partial.finished.count()):
+            if not partial.finished.count()[1]:
                 remove_tree(parent)
             raise
 

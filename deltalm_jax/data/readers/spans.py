@@ -17,7 +17,6 @@ import lzma
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 import xz
 
@@ -91,9 +90,8 @@ def read_span(path: Path, span: Span, boundary: re.Pattern[bytes]) -> Iterator[b
 
 def _blocks_from(path: Path, position: int, end: int | None) -> Iterator[bytes]:
     with contextlib.ExitStack() as stack:
-        file: BinaryIO | xz.XZFile = stack.enter_context(path.open("rb"))
-        if path.suffix == ".xz":
-            file = stack.enter_context(xz.XZFile(file, "r"))  # type: ignore[arg-type]  (of the stored file, not of itself)
+        stored = stack.enter_context(path.open("rb"))
+        file = stack.enter_context(xz.XZFile(stored, "r")) if path.suffix == ".xz" else stored
         try:
             file.seek(position)
             while True:
