@@ -126,7 +126,7 @@ def _write_prepared_data(folder: pathlib.Path) -> None:
             if objective == "translation_span_corruption":
                 lengths -= rng.integers(0, 8, count)  # what best fit leaves
             records = [encode_record(chunk[:length]) for chunk, length in zip(chunks, lengths, strict=True)]
-            shard = write_shard(folder, f"{name}/train-00000-of-00001.array_record", records)
+            shard = write_shard(folder, f"{name}/train-00000-00000.array_record", records)
             tokens = int(lengths.sum())
             entry = {"tokens": tokens, "chunks": count, "padding": count * LENGTH - tokens, "dropped": {}}
             entry |= {"documents": count, "shards": [vars(shard)]}

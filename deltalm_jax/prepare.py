@@ -46,7 +46,8 @@ DIR holds cc100/CODE.txt.xz (CC100's files) and ccaligned/xx_YY-en_XX.tsv.xz (CC
 both, under their published names; also .gz or plain. Held-out text in a subfolder "validation" under the same name is
 used as it is; elsewhere documents are held out by hash of their text and pairs by hash of their English side.
 The same rule holds for Tasks of your own without a split "validation"; docs/own_data.md has an example of such a module.
-While it works, the local runner needs free disk for the uncompressed text.
+DIR of --data_dir and --output may be URLs of an object store (gs://bucket/folder). What a run has finished when it is
+ended is kept in OUTPUT.partial, and the same command goes on with it. For text of terabytes, see docs/scale.md.
 """
 
 
@@ -97,7 +98,11 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         "--num_sentinels", type=int, default=DEFAULT_NUM_SENTINELS, metavar="N",
         help="sentinels after <mask> (default: %(default)s, the released model's)",
     )  # fmt: skip
-    how.add_argument("--overwrite", action="store_true", help="replace prepared data that are at --output")
+    how.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace prepared data that are at --output, or finished work of another kind beside it",
+    )
     where = parser.add_argument_group("where it runs")
     where.add_argument(
         "--num_workers", type=int, metavar="N",
@@ -105,7 +110,8 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     )  # fmt: skip
     where.add_argument(
         "--runner", default="local", metavar="NAME",
-        help="local, or another Apache Beam runner (DataflowRunner, FlinkRunner, …) whose workers see --output",
+        help="local, or another Apache Beam runner (DaskRunner, DataflowRunner, FlinkRunner, …) whose workers see the same "
+        "files (docs/scale.md)",
     )  # fmt: skip
     where.add_argument(
         "--beam_options", default="", metavar="FLAGS", help='for that runner, e.g. "--project=p --region=r"'
@@ -115,9 +121,6 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         if flags.data_dir != SAMPLE:
             parser.error("--vocabulary is needed for your own --data_dir, e.g. XLM-R's sentencepiece.bpe.model")
         flags.vocabulary = SAMPLE
-    for name in ("data_dir", "output"):
-        if "://" in getattr(flags, name):
-            parser.error(f"--{name}={getattr(flags, name)}: only folders of a file system that this machine sees")
     if flags.task_module and (flags.task_module.endswith(".py") or "/" in flags.task_module):
         parser.error(
             f'--task_module takes the name of a module ("my_tasks" for my_tasks.py), found {flags.task_module}'
@@ -157,7 +160,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print(f"error: {error}", markup=False)
         return 2
     except KeyboardInterrupt:
-        console.print(f"interrupted; nothing is left of {flags.output}", markup=False)
+        console.print(
+            f"interrupted; what was finished is kept beside {flags.output}: the same command goes on", markup=False
+        )
         return _INTERRUPTED
     return 0
 
@@ -214,23 +219,20 @@ def _progress(console: Console) -> Iterator[Callable[[Progress], None]]:
     """A progress bar over parts of the text on a terminal, a line every few seconds elsewhere."""
 
     def details(progress: Progress) -> str:
-        return (
-            f"tokenised {progress.blocks_encoded:,} of {progress.blocks_read:,} blocks, "
-            f"{progress.shards_written:,} shards written"
-        )
+        return f"{progress.shards_written:,} shards written"
 
     if console.is_terminal:
-        columns = (TextColumn("reading"), BarColumn(), MofNCompleteColumn(), TextColumn("parts; {task.description}"))
+        columns = (TextColumn("preparing"), BarColumn(), MofNCompleteColumn(), TextColumn("parts; {task.description}"))
         with ProgressBar(*columns, TimeElapsedColumn(), console=console, transient=True) as bar:
             shown = bar.add_task("", total=None)
-            yield lambda p: bar.update(shown, total=p.parts, completed=p.parts_read, description=details(p))
+            yield lambda p: bar.update(shown, total=p.parts, completed=p.parts_finished, description=details(p))
         return
 
     last, said = time.monotonic(), ""
 
     def say(progress: Progress) -> None:
         nonlocal last, said
-        line = f"read {progress.parts_read:,} of {progress.parts:,} parts; {details(progress)}"
+        line = f"finished {progress.parts_finished:,} of {progress.parts:,} parts; {details(progress)}"
         if line != said and time.monotonic() - last >= _LINE_SECONDS:
             last, said = time.monotonic(), line
             console.print(line, markup=False)
@@ -266,6 +268,8 @@ def show(prepared: Prepared, seconds: float, console: Console) -> None:
         console.print(f"without validation text: {', '.join(without[:8])}{more}", markup=False)
     size = sum(shard.bytes for task in data.tasks for split in task.splits.values() for shard in split.shards)
     took = f" in {seconds:,.0f} s" if prepared.made else ""
+    made_with = ", ".join(f"{name} {version}" for name, version in data.manifest["versions"].items())
+    console.print(f"made with {made_with}", markup=False)
     console.print(f"{size / 1e6:,.1f} MB in {data.folder}{took}\nnext: {_next_command(data)}", markup=False)
 
 

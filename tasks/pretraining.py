@@ -32,6 +32,7 @@ from deltalm_jax.data.blocks import UNITS
 from deltalm_jax.data.sampling import sampling_rates
 from deltalm_jax.data.vocabulary import Vocabulary
 from deltalm_jax.objectives import make_objective
+from deltalm_jax.paths import as_path
 from tasks.corpora import (
     CC100,
     CCALIGNED,
@@ -231,7 +232,7 @@ def _load_vocabulary(vocabulary: Vocabulary | str | Path) -> Vocabulary:
 
 def _find_all_files(data_dir: str | Path | None, languages: Sequence[str] | None) -> dict[str, dict[str, CorpusFiles]]:
     """Files by corpus and language; a corpus without files, or without the languages asked for, is left out."""
-    folder = Path(SAMPLE_DIR if data_dir is None else data_dir)
+    folder = as_path(SAMPLE_DIR if data_dir is None else data_dir)
     present = {name: find_files(data_dir, name) for name in CORPORA if (folder / name).is_dir()}
     if not present:
         names = ", ".join(CORPORA)
@@ -274,7 +275,7 @@ def _token_counts(
     if prepared is not None:
         manifest = prepared
         if not isinstance(manifest, Mapping):
-            manifest = dict(json.loads((Path(manifest) / "manifest.json").read_text(encoding="utf-8")))
+            manifest = dict(json.loads((as_path(manifest) / "manifest.json").read_text(encoding="utf-8")))
         counts = {name: task["splits"]["train"]["tokens"] for name, task in manifest["tasks"].items()}
     elif paper:
         counts = {task_name(corpus, code): published_size(corpus, code) for corpus, fs in files.items() for code in fs}

@@ -130,7 +130,8 @@ def test_a_cut_file_ends_the_command_with_one_line(data_dir: Path) -> None:
     head, error = done.stderr.strip().splitlines()
     assert head.startswith("deltalm_pretrain: 4 tasks")
     assert error.startswith(f"error: task cc100_fr: {path}: the .xz data ends too early")
-    assert sorted(p.name for p in data_dir.parent.iterdir()) == ["corpora"]
+    # What the other files gave is kept for the next time.
+    assert sorted(p.name for p in data_dir.parent.iterdir()) == ["corpora", "out.partial"]
 
 
 @pytest.mark.parametrize(
@@ -191,13 +192,13 @@ def test_progress_off_a_terminal(capfd: pytest.CaptureFixture[str], monkeypatch:
 
     monkeypatch.setattr(prepare, "_LINE_SECONDS", 0.0)
     with prepare._progress(Console(stderr=True)) as say:
-        say(Progress(10, 1, 5, 2, 0))
-        say(Progress(10, 1, 5, 2, 0))
-        say(Progress(10, 10, 9, 9, 4))
+        say(Progress(10, 1, 0))
+        say(Progress(10, 1, 0))
+        say(Progress(10, 10, 4))
     lines = capfd.readouterr().err.splitlines()
     assert lines == [
-        "read 1 of 10 parts; tokenised 2 of 5 blocks, 0 shards written",
-        "read 10 of 10 parts; tokenised 9 of 9 blocks, 4 shards written",
+        "finished 1 of 10 parts; 0 shards written",
+        "finished 10 of 10 parts; 4 shards written",
     ]
 
 

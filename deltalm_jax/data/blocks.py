@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,14 +23,13 @@ import numpy as np
 import xxhash
 
 from deltalm_jax.data.packing import join_and_cut, pack_pairs
+from deltalm_jax.data.parts import PART_BYTES, Piece, divide
 from deltalm_jax.data.shards import digest_into, encode_record
 from deltalm_jax.data.vocabulary import Vocabulary
 from deltalm_jax.objectives.hashing import hash_keys, string_key
 
 # What an objective's chunks are made of.
 UNITS = {"span_corruption": "documents", "translation_span_corruption": "pairs"}
-# What one worker reads at a time, bytes on disk.
-PART_BYTES = 64 << 20
 # Counters of readers and packing that tell of a change, not of a line left out.
 CHANGED = ("long_document", "side_truncated", "rest_too_short")
 
@@ -79,6 +80,12 @@ class TextSource(Protocol):
     def digest(self, split: str, part: int) -> str:
         """Identity of the part's text, xxh3 (128 bit, hexadecimal)."""
 
+    def identity(self, split: str, part: int) -> str | None:
+        """What changes when the part's text does, known without reading it; None where nothing is."""
+
+    def part_size(self, split: str, part: int) -> int:
+        """Bytes on disk; 0 where that is not known."""
+
     def size(self, split: str) -> int:
         """Bytes on disk; 0 where that is not known."""
 
@@ -91,24 +98,24 @@ class TextSource(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Input:
-    """The text of one task in files: a `TextSource`. Its parts are runs of consecutive files.
+    """The text of one task in files: a `TextSource`. Its parts are runs of consecutive files, or pieces of a large one.
 
     Attributes:
       task: name; also the folder of its shards.
       objective: a key of `UNITS`; it decides whether the reader gives documents or pairs.
       language: language code.
       reader: module-level function `(path, counts) -> iterator` of documents (lists of paragraphs) or of pairs
-        (English, other); counts dropped lines by reason.
+        (English, other); counts dropped lines by reason. One with a third parameter, `span`, can read a piece of a file.
       train: files of the training text, in the order in which they are read.
       validation: files of the held-out text; none: text is held out of `train` by hash.
       groups: kind of group → the group of languages that it belongs to.
-      part_bytes: files are read together, as one part, until they come to so much, as they lie on disk.
+      part_bytes: size of a part, as it lies on disk; see `parts.divide`.
     """
 
     task: str
     objective: str
     language: str
-    reader: Callable[[Path, Counter[str]], Iterator[Any]]
+    reader: Callable[..., Iterator[Any]]
     train: tuple[Path, ...]
     validation: tuple[Path, ...] = ()
     groups: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -134,29 +141,42 @@ class Input:
         return tuple(self.files)
 
     def parts(self, split: str) -> int:
-        """Small files are put together: a part has a file's worth of work, and its blocks and shards are full."""
-        return len(self._runs[split])
+        """As `parts.divide` says."""
+        return len(self._parts[split])
 
     def read(self, split: str, part: int, counts: Counter[str], digest: Digest) -> Iterator[Any]:
         """What the reader gives of each file.
 
         Raises:
-          ValueError, OSError: from the reader.
+          ValueError, OSError: from the reader; or a file that has changed since the parts were made.
         """
-        for path in self._runs[split][part]:
-            yield from self.reader(path, counts)
-            digest_into(digest, path)
+        for piece in self._parts[split][part]:
+            if piece.path.stat().st_size != piece.state[0]:
+                raise ValueError(f"{piece.path} has changed since the preparation began; start it again")
+            span = {} if piece.span is None else {"span": piece.span}
+            yield from self.reader(piece.path, counts, **span)
+            digest_into(digest, piece.path, *piece.stored)
 
     def origin(self, split: str, part: int) -> dict[str, Any]:
         """Names and sizes of the files."""
-        return {"files": [[path.name, path.stat().st_size] for path in self._runs[split][part]]}
+        return {"files": [piece.describe() for piece in self._parts[split][part]]}
 
     def digest(self, split: str, part: int) -> str:
         """Of the files' bytes, as they are on disk."""
         digest = Digest()
-        for path in self._runs[split][part]:
-            digest_into(digest, path)
+        for piece in self._parts[split][part]:
+            digest_into(digest, piece.path, *piece.stored)
         return digest.hexdigest()
+
+    def identity(self, split: str, part: int) -> str | None:
+        """Of the files' sizes and times, of who reads them, and of whether text is held out of them."""
+        reader = f"{self.reader.__module__}.{self.reader.__qualname__}"
+        pieces = [piece.identity() for piece in self._parts[split][part]]
+        return Digest(json.dumps([self.objective, reader, self.splits, pieces]).encode()).hexdigest()
+
+    def part_size(self, split: str, part: int) -> int:
+        """Of the files, or of the piece."""
+        return sum(piece.size for piece in self._parts[split][part])
 
     def size(self, split: str) -> int:
         """Of the files."""
@@ -177,18 +197,10 @@ class Input:
         return f"{first} and {len(more)} more" if more else str(first)
 
     @functools.cached_property
-    def _runs(self) -> dict[str, list[list[Path]]]:
-        """The files of each part, by split."""
-        runs: dict[str, list[list[Path]]] = {}
-        for split, files in self.files.items():
-            runs[split], size = [], self.part_bytes
-            for path in files:
-                if size >= self.part_bytes:
-                    runs[split].append([])
-                    size = 0
-                runs[split][-1].append(path)
-                size += path.stat().st_size
-        return runs
+    def _parts(self) -> dict[str, list[tuple[Piece, ...]]]:
+        """By split. Found once, by the process that starts the preparation: it travels to the workers with the rest."""
+        in_spans = "span" in inspect.signature(self.reader).parameters
+        return {split: divide(files, self.part_bytes, in_spans) for split, files in self.files.items()}
 
 
 def is_held_out(text: str, fraction: float) -> bool:
@@ -250,7 +262,7 @@ def read_blocks(
 
 
 def encode_block(
-    items: Sequence[Any], unit: str, vocabulary: Vocabulary, chunk_length: int
+    items: Sequence[Any], unit: str, vocabulary: Vocabulary, chunk_length: int, threads: int = 1
 ) -> tuple[list[bytes], Counter[str]]:
     """Tokenises a block and makes chunks of it.
 
@@ -259,6 +271,7 @@ def encode_block(
       unit: which of the two.
       vocabulary: of the ids.
       chunk_length: ids in a full chunk.
+      threads: for tokenising; the result does not depend on them.
 
     Returns:
       The chunks as records of a shard, and counts: "units" (documents or pairs that are in the chunks), "tokens",
@@ -266,9 +279,9 @@ def encode_block(
     """
     counts = Counter[str]()
     if unit == "documents":
-        chunks = _chunks_of_documents(items, vocabulary, chunk_length, counts)
+        chunks = _chunks_of_documents(items, vocabulary, chunk_length, threads, counts)
     else:
-        chunks = _chunks_of_pairs(items, vocabulary, chunk_length, counts)
+        chunks = _chunks_of_pairs(items, vocabulary, chunk_length, threads, counts)
     counts["chunks"] += len(chunks)
     counts["tokens"] += sum(map(len, chunks))
     counts["padding"] += chunk_length * counts["chunks"] - counts["tokens"]
@@ -276,9 +289,9 @@ def encode_block(
 
 
 def _chunks_of_documents(
-    documents: Sequence[Document], vocabulary: Vocabulary, chunk_length: int, counts: Counter[str]
+    documents: Sequence[Document], vocabulary: Vocabulary, chunk_length: int, threads: int, counts: Counter[str]
 ) -> list[np.ndarray]:
-    paragraphs = iter(vocabulary.encode_batch([text for document in documents for text in document]))
+    paragraphs = iter(vocabulary.encode_batch([text for document in documents for text in document], threads))
     encoded = [[next(paragraphs) for _ in document] for document in documents]
     counts["no_ids"] += sum(not ids for document in encoded for ids in document)
     counts["units"] += sum(any(document) for document in encoded)
@@ -286,10 +299,10 @@ def _chunks_of_documents(
 
 
 def _chunks_of_pairs(
-    pairs: Sequence[Pair], vocabulary: Vocabulary, chunk_length: int, counts: Counter[str]
+    pairs: Sequence[Pair], vocabulary: Vocabulary, chunk_length: int, threads: int, counts: Counter[str]
 ) -> list[np.ndarray]:
-    english = vocabulary.encode_batch([pair[0] for pair in pairs])
-    other = vocabulary.encode_batch([pair[1] for pair in pairs])
+    english = vocabulary.encode_batch([pair[0] for pair in pairs], threads)
+    other = vocabulary.encode_batch([pair[1] for pair in pairs], threads)
     order = english_first(pairs).tolist()
     ordered = [(a, b) if first else (b, a) for a, b, first in zip(english, other, order, strict=True)]
     chunks = pack_pairs(ordered, chunk_length, counts=counts)

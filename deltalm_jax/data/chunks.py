@@ -2,7 +2,7 @@
 
     FOLDER/manifest.json                                  written last; a folder without it is not prepared data
     FOLDER/vocabulary.model                               the SentencePiece model the ids come from
-    FOLDER/TASK/SPLIT-00000-of-00003.array_record         split: train or validation
+    FOLDER/TASK/SPLIT-00000-00002.array_record            split (train or validation), part of the text, number in it
 
 What a shard holds is said in `shards.py`. Imports neither TensorFlow, seqio nor Beam: a restarting training process
 is ready in moments. Shapes: B chunks asked for, L chunk length.
@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import threading
 import time
 from collections import OrderedDict
@@ -26,6 +25,7 @@ from array_record.python import array_record_module
 
 from deltalm_jax.data.shards import Shard, decode_records, digest_file, write_atomically
 from deltalm_jax.errors import UserError
+from deltalm_jax.paths import as_path, files_below, is_remote
 
 FORMAT = 3
 MANIFEST = "manifest.json"
@@ -98,7 +98,7 @@ def write_manifest(folder: str | Path, manifest: Mapping[str, Any]) -> None:
     """Writes manifest.json (with `format` and `digest` added), synced and renamed into place, and syncs the folder."""
     content = {"format": FORMAT, **manifest}
     content["digest"] = _manifest_digest(content)
-    write_atomically(Path(folder, MANIFEST), json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    write_atomically(as_path(folder) / MANIFEST, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:
@@ -107,10 +107,11 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     Raises:
       PreparedDataError: otherwise.
     """
-    path = Path(folder, MANIFEST)
+    folder = as_path(folder)
+    path = folder / MANIFEST
     make = f"Make it with: {PREPARE_COMMAND.format(folder=folder)}"
     if not path.is_file():
-        found = "an unfinished or foreign folder" if Path(folder).is_dir() else "nothing"
+        found = "an unfinished or foreign folder" if folder.is_dir() else "nothing"
         raise PreparedDataError(f"Prepared data {folder}: expected a folder with {MANIFEST}, found {found}. {make}")
     try:
         manifest = json.loads(path.read_bytes())
@@ -130,8 +131,8 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
 
 
 def _manifest_digest(manifest: Mapping[str, Any]) -> str:
-    """SHA-256 of the manifest without its digest: the identity of the prepared data."""
-    content = {key: value for key, value in manifest.items() if key != "digest"}
+    """SHA-256 of the manifest: the identity of the prepared data, whatever software versions have made them."""
+    content = {key: value for key, value in manifest.items() if key not in ("digest", "versions")}
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -172,7 +173,7 @@ class PreparedData:
         Raises:
           PreparedDataError: naming what is wrong and the command that makes the folder.
         """
-        folder = Path(path)
+        folder = as_path(path)
         manifest = read_manifest(folder)
         try:
             data = cls(folder, manifest, max_open_shards)
@@ -268,12 +269,8 @@ class PreparedData:
         return (shard for table in self._tables.values() for shard in table.shards)
 
     def _check_files(self) -> None:
-        """Raises unless every file of the manifest is there with its size; one directory listing per task."""
-        sizes: dict[str, int] = {}
-        for folder in {os.path.dirname(shard.file) for shard in self._shards()}:
-            if (self.folder / folder).is_dir():
-                with os.scandir(self.folder / folder) as entries:
-                    sizes.update((f"{folder}/{entry.name}", entry.stat().st_size) for entry in entries)
+        """Raises unless every file of the manifest is there with its size."""
+        sizes = files_below(self.folder)
         wrong = []
         for shard in self._shards():
             found = sizes.get(shard.file)
@@ -310,6 +307,10 @@ class PreparedData:
         """The shard's reader, opened at first use."""
         reader = self._readers.get(shard.file)
         if reader is None:
+            if is_remote(self.folder):
+                raise ValueError(
+                    "ArrayRecord reads files only; copy the folder to a disk, or mount it (gcsfuse for gs://)"
+                )
             reader = array_record_module.ArrayRecordReader(str(self.folder / shard.file), _READER_OPTIONS)
             # A cut file opens without complaint, with no records in it.
             if reader.num_records() != shard.chunks:

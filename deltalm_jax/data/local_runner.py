@@ -13,6 +13,7 @@ import os
 import shlex
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -38,23 +39,27 @@ class WorkerDiedError(UserError, RuntimeError):
     """A worker process ended in the middle of a run."""
 
 
-def run_local(build: Callable[[beam.Pipeline], None], workers: int, folder: Path) -> None:
+def run_local(build: Callable[[beam.Pipeline], None], workers: int) -> None:
     """Builds a pipeline and runs it to its end.
 
     Args:
       build: adds the stages.
       workers: worker processes; 1 runs everything in this process.
-      folder: existing folder for the workers' process ids and output ("workers.pids", "workers.log").
 
     Raises:
       WorkerDiedError: a worker process was killed or crashed.
       Exception: whatever Beam raises for an error inside a stage.
     """
+    # For the workers' process ids and output.
+    with tempfile.TemporaryDirectory(prefix="deltalm_workers_") as folder:
+        _run_in(build, workers, Path(folder, "workers.pids"), Path(folder, "workers.log"))
+
+
+def _run_in(build: Callable[[beam.Pipeline], None], workers: int, pids: Path, log: Path) -> None:
     flags = [f"--direct_num_workers={workers}", f"--default_sdk_harness_log_level={logging.CRITICAL}"]
     options = PipelineOptions(flags)
     encoded = JobServiceHandle.encode_pipeline_options(options.get_all_options())
     provision = fn_runner.ExtendedProvisionInfo(beam_provision_api_pb2.ProvisionInfo(pipeline_options=encoded))
-    pids, log = folder / "workers.pids", folder / "workers.log"
     environment = None
     if workers > 1:
         # Workers find this package where this process found it.

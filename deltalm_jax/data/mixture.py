@@ -24,6 +24,7 @@ import xxhash
 from deltalm_jax.data.blocks import UNITS, Digest, Input, TextSource
 from deltalm_jax.data.vocabulary import Vocabulary
 from deltalm_jax.errors import UserError
+from deltalm_jax.paths import absolute, as_path
 
 if TYPE_CHECKING:
     from tasks.text import PretrainingTask
@@ -119,7 +120,15 @@ class TaskInput:
             pass
         return digest.hexdigest()
 
+    def identity(self, split: str, part: int) -> str | None:
+        """None: what a source gives is not known before it is read."""
+        return None
+
     def size(self, split: str) -> int:
+        """0: not known."""
+        return 0
+
+    def part_size(self, split: str, part: int) -> int:
         """0: not known."""
         return 0
 
@@ -186,7 +195,7 @@ def inputs_of(name: str, registration: Registration) -> list[TextSource]:
         if corpus := corpus_of(task):
             files, reader = corpus.files, corpus.corpus.read
             folder = registration.options.get("data_dir") or SAMPLE_DIR
-            if not files.train[0].absolute().is_relative_to(os.path.abspath(folder)):
+            if not absolute(files.train[0]).is_relative_to(absolute(as_path(folder))):
                 raise MixtureError(
                     f"task {task.name} reads {files.train[0]}, which is not in {folder}: {registration.task_module} "
                     "registers another folder's corpora. Leave tasks.register out of it, or name that folder with --data_dir."

@@ -1,25 +1,15 @@
-"""The folder that preparation makes: complete or absent, never two writers, and nothing done twice or thrown away."""
+"""Prepared data that are there already: the very ones asked for, or in the way."""
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from deltalm_jax.data import partial
 from deltalm_jax.data.blocks import TextSource
 from deltalm_jax.data.chunks import MANIFEST, PreparedData, PreparedDataError
-from deltalm_jax.data.shards import sync
-from deltalm_jax.errors import UserError
-
-_LOCK = ".lock"
-
-
-class PreparationError(UserError, ValueError):
-    """Preparation cannot start or go on; the message is for the person who started it."""
+from deltalm_jax.data.partial import PreparationError
 
 
 def existing(
@@ -37,6 +27,8 @@ def existing(
       PreparationError: something else is there.
     """
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return None
+    if partial.was_being_published(output):
         return None
     if not (output / MANIFEST).is_file():
         raise PreparationError(f"{output}: exists and is no prepared data. Choose another --output, or move it away.")
@@ -66,6 +58,7 @@ def _differences(manifest: Mapping[str, Any], header: Mapping[str, Any], inputs:
             for name in sorted({*manifest["chunk_lengths"], *header["chunk_lengths"]})
         ),
         ("vocabulary", manifest["vocabulary"].get("fingerprint"), header["vocabulary"]["fingerprint"]),
+        ("ids of the golden sentences", manifest["vocabulary"].get("golden_encodings"), _golden(manifest, header)),
     ]
     pairs += [(name, manifest.get("settings", {}).get(name), value) for name, value in header["settings"].items()]
     there = {
@@ -99,6 +92,15 @@ def _differences(manifest: Mapping[str, Any], header: Mapping[str, Any], inputs:
                 yield f"{source.task} {split} text: other content in {source.where(split)}"
 
 
+def _golden(manifest: Mapping[str, Any], header: Mapping[str, Any]) -> str:
+    """The digest of golden encodings that is asked for, and what has changed them if it is not the one there."""
+    was, now = manifest["vocabulary"], header["vocabulary"]
+    asked = str(now["golden_encodings"])
+    if was.get("golden_encodings") == asked or was.get("fingerprint") != now["fingerprint"]:
+        return str(was.get("golden_encodings"))
+    return f"{asked} (SentencePiece {was.get('sentencepiece_version')} there, {now['sentencepiece_version']} here)"
+
+
 def _shown(origins: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]]) -> str:
     """What is in `TextSource.origin` of all parts and not in those of `others`, for messages."""
     shown: list[str] = []
@@ -109,54 +111,3 @@ def _shown(origins: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, A
         shown += [f"{name} of {size:,} bytes" for name, size in origin.get("files", []) if [name, size] not in known]
     more = f" and {len(shown) - 2} more" if len(shown) > 2 else ""
     return ", ".join(shown[:2]) + more if shown else "nothing more" if origins else "nothing"
-
-
-@contextlib.contextmanager
-def partial(output: Path) -> Iterator[Path]:
-    """The folder OUTPUT.partial, empty and locked; removed at the end unless `publish` has renamed it.
-
-    What a killed run left there is removed first. The lock goes with its process, so a killed run leaves none.
-
-    Raises:
-      PreparationError: another process is writing it, or it cannot be made.
-    """
-    folder = output.with_name(output.name + ".partial")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / _LOCK).open("a+")
-    except OSError as error:
-        raise PreparationError(f"{folder}: cannot be made ({error.strerror}). Choose another --output.") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            owner = lock.read().strip() or "?"
-            raise PreparationError(f"{folder}: process {owner} is preparing this folder; wait for it.") from None
-        lock.truncate(0)
-        lock.write(f"{os.getpid()}\n")
-        lock.flush()
-        for entry in folder.iterdir():
-            if entry.name != _LOCK:
-                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-        try:
-            yield folder
-        finally:
-            # Worker processes may still be writing for a moment after an error.
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def publish(folder: Path, output: Path) -> None:
-    """Renames a finished partial folder to its final name, in place of what is there."""
-    (folder / _LOCK).unlink()
-    for path in (*folder.iterdir(), folder):
-        if path.is_dir():
-            sync(path)
-    old = output.with_name(output.name + ".replaced")
-    if old.exists():
-        shutil.rmtree(old)
-    if output.exists():
-        output.rename(old)
-    folder.rename(output)
-    sync(output.parent)
-    shutil.rmtree(old, ignore_errors=True)

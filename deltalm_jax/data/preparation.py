@@ -1,10 +1,11 @@
 """Preparation: corpora to prepared data, once, as an Apache Beam pipeline.
 
-    parts ─ read into blocks ─ Reshuffle ─ tokenise, cut or pack ─ GroupByKey(shard) ─ write shard ─ collect results
+    parts of the text ─ Reshuffle ─ read, tokenise, cut or pack, write shards (`prepare_part`) ─ records ─ manifest
 
 The folder grows under the name OUTPUT.partial; the manifest is written last and the folder then renamed, so OUTPUT is
-complete or absent. Its bytes depend on inputs, vocabulary and settings alone: blocks are keyed by (task, split, part,
-number) and a shard is a run of consecutive blocks of a part, so neither the runner nor the number of workers leaves a trace.
+complete or absent. Its bytes depend on inputs, vocabulary and settings alone: parts are made of the files, blocks are keyed
+by (task, split, part, number) and a shard is a run of consecutive blocks of a part, so neither the runner nor the number of
+workers leaves a trace. What a run has finished when it ends before its time, the next one goes on with.
 """
 
 from __future__ import annotations
@@ -13,22 +14,26 @@ import contextlib
 import dataclasses
 import os
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import apache_beam as beam
-from apache_beam.options.pipeline_options import PipelineOptions
-
 from deltalm_jax.data import output_folder, pipeline
 from deltalm_jax.data.blocks import CHANGED, UNITS, Input, TextSource
-from deltalm_jax.data.chunks import SPLITS, VOCABULARY_MODEL, PreparedData, write_manifest
+from deltalm_jax.data.chunks import FORMAT, SPLITS, VOCABULARY_MODEL, PreparedData, write_manifest
+from deltalm_jax.data.finished import Finished, PartResult, ShardResult
+from deltalm_jax.data.golden import golden_digest
 from deltalm_jax.data.local_runner import WorkerDiedError, run_local
-from deltalm_jax.data.output_folder import PreparationError
+from deltalm_jax.data.other_runners import run_elsewhere
 from deltalm_jax.data.packing import MIN_CHUNK_LENGTH, MIN_CHUNK_LENGTH_OF_PAIRS
-from deltalm_jax.data.shards import MAX_ID
+from deltalm_jax.data.partial import PreparationError, open_partial
+from deltalm_jax.data.prepare_part import PartKey, Plan
+from deltalm_jax.data.shards import MAX_ID, write_atomically
+from deltalm_jax.data.versions import code_digest, versions
 from deltalm_jax.data.vocabulary import Vocabulary
+from deltalm_jax.paths import absolute, as_path
 
 __all__ = ["Input", "PreparationError", "Prepared", "Progress", "prepare"]
 
@@ -39,16 +44,16 @@ LOCAL_RUNNERS = ("local", "FnApiRunner")
 # Below this much input (as it lies on disk) starting worker processes takes longer than the work.
 _BYTES_WORTH_A_PROCESS = 16 << 20
 _PROGRESS_SECONDS = 0.5
+# Looking at the progress may take this share of the time.
+_PROGRESS_SHARE = 0.02
 
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """How far a run is: parts of the text in all and read, blocks read and encoded, shards written."""
+    """How far a run is: parts of the text in all and finished, shards written."""
 
     parts: int
-    parts_read: int
-    blocks_read: int
-    blocks_encoded: int
+    parts_finished: int
     shards_written: int
 
 
@@ -82,7 +87,7 @@ def prepare(
     Args:
       inputs: one entry per task; their order is the tasks' order in the manifest.
       vocabulary: of the ids; its model is copied into the folder.
-      output: the folder to make. On a cluster, a path that all workers and this machine see.
+      output: the folder to make: a path that all workers and this machine see, or the URL of one in an object store.
       mixture: name kept in the manifest.
       languages: what was asked for, kept in the manifest; None: all of the mixture's.
       chunk_length: ids in a full chunk; one number, or one for each objective.
@@ -93,7 +98,7 @@ def prepare(
         Beam's Python runner and needs nothing.)
       num_workers: processes of the local runner; default: one for small inputs, else one per core.
       beam_options: flags for Beam (`--project=…`), for other runners.
-      overwrite: replace a prepared folder that is already there.
+      overwrite: replace a prepared folder that is already there, or unfinished work of another kind.
       on_progress: called about twice a second from another thread.
 
     Returns:
@@ -101,9 +106,10 @@ def prepare(
 
     Raises:
       PreparationError: inputs that are missing, empty or damaged; an output that is there and differs, or is being
-        written by another process; settings that cannot be; a failure of a worker. Nothing is left of the output then.
+        written by another process; settings that cannot be; a failure of a worker. Nothing is left of the output then, but
+        of what was finished, in OUTPUT.partial, for the next run.
     """
-    output = Path(os.path.abspath(output))
+    output = absolute(as_path(output))
     lengths = _lengths_by_objective(inputs, chunk_length)
     _check_settings(inputs, vocabulary, validation_fraction, block_bytes, blocks_per_shard)
     _check_inputs(inputs)
@@ -112,29 +118,35 @@ def prepare(
         "block_bytes": block_bytes,
         "blocks_per_shard": blocks_per_shard,
     }
-    header = {
+    header: dict[str, Any] = {
         "mixture": mixture,
         "languages": None if languages is None else sorted(languages),
         "chunk_lengths": lengths,
-        "vocabulary": vocabulary.describe(),
+        "vocabulary": {**vocabulary.describe(), "golden_encodings": golden_digest(vocabulary)},
         "settings": settings,
+        "versions": versions(),
     }
     if existing := output_folder.existing(output, header, inputs, overwrite):
         return Prepared(existing, made=False)
-    with output_folder.partial(output) as partial:
-        plan = pipeline.Plan(
-            tuple(inputs), str(partial), lengths, validation_fraction, block_bytes, blocks_per_shard,
-            spool=runner in LOCAL_RUNNERS,
+    local = runner in LOCAL_RUNNERS
+    workers = num_workers or _default_workers(inputs) if local else None
+    # The mixture's name and the tasks are left out: a run for more languages goes on with what is there of some.
+    contents = {"format": FORMAT, "code": code_digest(), **{k: v for k, v in header.items() if k != "mixture"}}
+    with open_partial(output, contents, overwrite) as partial:
+        plan = Plan(
+            tuple(inputs), partial.folder, partial.records, header["vocabulary"], lengths, validation_fraction,
+            block_bytes, blocks_per_shard, driver=os.getpid() if local and workers != 1 else None,
         )  # fmt: skip
-        plan.work_folder.mkdir()
-        (partial / VOCABULARY_MODEL).write_bytes(vocabulary.model)
-        with _reporting(plan, on_progress):
-            _run(plan, vocabulary, runner, num_workers, beam_options)
-        tasks = _collect(plan, inputs)
+        write_atomically(partial.folder / VOCABULARY_MODEL, vocabulary.model)
+        keys = plan.keys()
+        with _reporting(partial.finished, len(keys), on_progress):
+            _run(plan, keys, runner, workers, beam_options)
+        tasks = _collect(plan, keys)
         without = [name for name, entry in tasks.items() if "validation" not in entry["splits"]]
-        plan.remove_working_files()
-        write_manifest(partial, {**header, "without_validation": without, "tasks": tasks})
-        output_folder.publish(partial, output)
+        manifest = {**header, "without_validation": without, "tasks": tasks}
+        splits = [split for entry in tasks.values() for split in entry["splits"].values()]
+        files = [VOCABULARY_MODEL, *(shard["file"] for split in splits for shard in split["shards"])]
+        partial.publish(files, lambda folder: write_manifest(folder, manifest))
     return Prepared(PreparedData.open(output), made=True)
 
 
@@ -189,18 +201,13 @@ def _check_inputs(inputs: Sequence[TextSource]) -> None:
         raise PreparationError(f"{'; '.join(wrong[:5])}{more}. Fetch the files again or leave these languages out.")
 
 
-def _run(
-    plan: pipeline.Plan, vocabulary: Vocabulary, runner: str, num_workers: int | None, beam_options: Sequence[str]
-) -> None:
+def _run(plan: Plan, keys: Sequence[PartKey], runner: str, workers: int | None, beam_options: Sequence[str]) -> None:
     """Builds the pipeline and runs it to its end; a worker's error becomes one `PreparationError`."""
     try:
-        if runner in LOCAL_RUNNERS:
-            workers = num_workers or _default_workers(plan)
-            run_local(lambda built: pipeline.build(built, plan, vocabulary), workers, plan.work_folder)
+        if workers is not None:
+            run_local(lambda built: pipeline.build(built, plan, keys), workers)
         else:
-            built = beam.Pipeline(runner=runner, options=PipelineOptions(list(beam_options)))
-            pipeline.build(built, plan, vocabulary)
-            built.run().wait_until_finish()
+            run_elsewhere(lambda built: pipeline.build(built, plan, keys), runner, beam_options)
     except WorkerDiedError as error:
         raise PreparationError(str(error)) from error
     except Exception as error:
@@ -209,34 +216,36 @@ def _run(
         message = pipeline.find_message(error)
         if message is not None:
             raise PreparationError(message) from None
-        if runner not in LOCAL_RUNNERS:
+        if workers is None:
             raise PreparationError(
                 f"the Beam runner {runner} failed: {error}. Look at its own log; --runner=local needs no other service."
             ) from error
         raise
 
 
-def _default_workers(plan: pipeline.Plan) -> int:
-    size = sum(source.size(split) for source in plan.inputs for split in source.splits)
+def _default_workers(inputs: Sequence[TextSource]) -> int:
+    size = sum(source.size(split) for source in inputs for split in source.splits)
     return max(1, min(size // _BYTES_WORTH_A_PROCESS, os.cpu_count() or 1))
 
 
 @contextlib.contextmanager
-def _reporting(plan: pipeline.Plan, on_progress: Callable[[Progress], None] | None) -> Iterator[None]:
+def _reporting(finished: Finished, parts: int, on_progress: Callable[[Progress], None] | None) -> Iterator[None]:
     """Calls `on_progress` from a thread while the body runs, and once at its end."""
     if on_progress is None:
         yield
         return
-    parts = sum(source.parts(split) for source in plan.inputs for split in source.splits)
     done = threading.Event()
 
-    def report() -> None:
-        counts = plan.progress()
-        on_progress(Progress(parts, counts["part"], counts["block"], counts["encoded"], counts["shard"]))
+    def report() -> float:
+        """Returns how long to wait for the next time."""
+        began = time.monotonic()
+        on_progress(Progress(parts, *finished.count()))
+        return max(_PROGRESS_SECONDS, (time.monotonic() - began) / _PROGRESS_SHARE)
 
     def watch() -> None:
-        while not done.wait(_PROGRESS_SECONDS):
-            report()
+        wait = _PROGRESS_SECONDS
+        while not done.wait(wait):
+            wait = report()
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -250,25 +259,39 @@ def _reporting(plan: pipeline.Plan, on_progress: Callable[[Progress], None] | No
         thread.join()
 
 
-def _collect(plan: pipeline.Plan, inputs: Sequence[TextSource]) -> dict[str, Any]:
-    """The manifest's tasks, from what the workers counted; gives the shards their final names.
+def _collect(plan: Plan, keys: Sequence[PartKey]) -> dict[str, Any]:
+    """The manifest's tasks, from what the workers have put on record.
 
     Raises:
-      PreparationError: a task without any training text.
+      PreparationError: a part that nobody has done, or a task without any training text.
     """
-    parts, shards = plan.results()
+    places = [(plan.inputs[key.index].task, key.split, key.part, key.identity) for key in keys]
+    parts, shards, missing = plan.finished.collect(places)
+    if missing:
+        shown = ", ".join(f"{task} {split} {part}" for task, split, part in missing[:3])
+        raise PreparationError(
+            f"the runner has ended without an error, but {len(missing):,} of {len(keys):,} parts are not done ({shown} …). "
+            "Do its workers see this machine's files? Start again to go on with the rest."
+        )
+    parts_by_task: dict[str, list[PartResult]] = {}
+    shards_by_task: dict[str, list[ShardResult]] = {}
+    for part in parts:
+        parts_by_task.setdefault(part.task, []).append(part)
+    for shard in shards:
+        shards_by_task.setdefault(shard.task, []).append(shard)
     tasks: dict[str, Any] = {}
     empty = []
-    for index, source in enumerate(inputs):
+    for source in plan.inputs:
         splits = {}
+        read = parts_by_task[source.task]
         for split in SPLITS:
-            written = [shard for shard in shards if (shard.index, shard.split) == (index, split)]
-            read = [part for part in parts if (part.index, part.split) == (index, split)]
-            counts = sum(
-                (Counter(c) for c in (*(w.counts for w in written), *(r.counts for r in read))), Counter[str]()
-            )
+            written = [shard for shard in shards_by_task.get(source.task, []) if shard.split == split]
+            counts = Counter[str]()
+            for counted in (*(w.counts for w in written), *(part.counts for part in read if part.split == split)):
+                counts.update(counted)
             if counts["chunks"]:
-                splits[split] = _split_entry(source, counts, plan.name_shards(written))
+                files = [dataclasses.asdict(shard.shard) for shard in written if shard.shard]
+                splits[split] = _split_entry(source, counts, files)
             elif split == "train":
                 reasons = ", ".join(f"{reason}: {count:,}" for reason, count in sorted(counts.items())) or "nothing"
                 empty.append(f"{source.task} ({source.where(split)}; dropped: {reasons})")
@@ -276,10 +299,7 @@ def _collect(plan: pipeline.Plan, inputs: Sequence[TextSource]) -> dict[str, Any
             "objective": source.objective,
             "language": source.language,
             "groups": dict(source.groups),
-            "inputs": {
-                split: [part.entry for part in parts if (part.index, part.split) == (index, split)]
-                for split in source.splits
-            },
+            "inputs": {split: [part.entry for part in read if part.split == split] for split in source.splits},
             "splits": splits,
         }
     if empty:

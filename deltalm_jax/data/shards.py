@@ -7,7 +7,9 @@ random fast (tens of thousands of records a second and core). Shapes: B records,
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
+import tempfile
 import uuid
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,6 +17,8 @@ from pathlib import Path
 import numpy as np
 import xxhash
 from array_record.python import array_record_module
+
+from deltalm_jax.paths import as_path, is_remote, make_folder, upload
 
 MAX_ID = 2**24 - 1
 _BYTES_PER_ID = 3
@@ -88,18 +92,23 @@ def digest_file(path: str | Path) -> str:
     return digest.hexdigest()
 
 
-def digest_into(digest: xxhash.xxh3_128, path: str | Path) -> None:
-    """Updates a digest with a file's bytes."""
-    with open(path, "rb", buffering=0) as file:
-        while block := file.read(_READ_SIZE):
+def digest_into(digest: xxhash.xxh3_128, path: str | Path, start: int = 0, end: int | None = None) -> None:
+    """Updates a digest with a file's bytes, or with those from `start` up to `end`."""
+    with as_path(path).open("rb") as file:
+        file.seek(start)
+        left = math.inf if end is None else end - start
+        while left > 0 and (block := file.read(int(min(_READ_SIZE, left)))):
             digest.update(block)
+            left -= len(block)
 
 
 def write_shard(folder: str | Path, file: str, records: Iterable[bytes]) -> Shard:
     """Writes one shard: under a temporary name, synced, then renamed, so that the final name is a whole file.
 
+    In an object store the shard is written on this machine and then uploaded, whole.
+
     Args:
-      folder: the folder being prepared.
+      folder: the folder being prepared, which is there.
       file: path of the shard inside it.
       records: encoded chunks, in order.
 
@@ -109,29 +118,39 @@ def write_shard(folder: str | Path, file: str, records: Iterable[bytes]) -> Shar
     Raises:
       OSError: it cannot be written (disk full, no permission); nothing of it is left.
     """
-    path = Path(folder, file)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = as_path(folder) / file
+    make_folder(path.parent)
+    if is_remote(path):
+        with tempfile.TemporaryDirectory(prefix="deltalm_shard_") as scratch:
+            temporary = Path(scratch, "shard")
+            shard = _write_file(temporary, path, file, records)
+            upload(temporary, path)
+        return shard
     # A name of its own for every attempt: a runner may try the same shard twice at once.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    count = 0
     try:
-        try:
-            writer = array_record_module.ArrayRecordWriter(str(temporary), _WRITER_OPTIONS)
-            try:
-                for record in records:
-                    writer.write(record)
-                    count += 1
-            finally:
-                writer.close()
-        except RuntimeError as error:
-            # What ArrayRecord makes of a full disk.
-            raise OSError(f"cannot write {path}: {error}") from error
+        shard = _write_file(temporary, path, file, records)
         sync(temporary)
-        shard = Shard(file, count, temporary.stat().st_size, digest_file(temporary))
         temporary.rename(path)
     finally:
         temporary.unlink(missing_ok=True)
     return shard
+
+
+def _write_file(temporary: Path, path: Path, file: str, records: Iterable[bytes]) -> Shard:
+    count = 0
+    try:
+        writer = array_record_module.ArrayRecordWriter(str(temporary), _WRITER_OPTIONS)
+        try:
+            for record in records:
+                writer.write(record)
+                count += 1
+        finally:
+            writer.close()
+    except RuntimeError as error:
+        # What ArrayRecord makes of a full disk.
+        raise OSError(f"cannot write {path}: {error}") from error
+    return Shard(file, count, temporary.stat().st_size, digest_file(temporary))
 
 
 def sync(path: Path) -> None:
@@ -145,8 +164,15 @@ def sync(path: Path) -> None:
 
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Writes a file (text as UTF-8) so that, whatever happens, it has either the old or the whole new content."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-    sync(temporary)
-    temporary.replace(path)
+    data = content.encode() if isinstance(content, str) else content
+    if is_remote(path):
+        path.write_bytes(data)
+        return
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        temporary.write_bytes(data)
+        sync(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
     sync(path.parent)

@@ -29,6 +29,7 @@ import numpy as np
 import sentencepiece
 
 from deltalm_jax.errors import UserError
+from deltalm_jax.paths import as_path
 
 if TYPE_CHECKING:
     from deltalm_jax.data.seqio_vocabulary import SeqioVocabulary
@@ -114,7 +115,7 @@ class Vocabulary:
           VocabularyError: the file is no SentencePiece model, its special pieces have other ids, `num_sentinels < 1`,
             or the sentinels would overlap the pieces or `<mask>`.
         """
-        path = Path(path)
+        path = as_path(path)
         if not path.is_file():
             raise FileNotFoundError(
                 f"Vocabulary {path}: expected a SentencePiece model file, found "
@@ -135,7 +136,9 @@ class Vocabulary:
                 f"Vocabulary {path}: sentinel_start {sentinel_start} overlaps the pieces (ids 1 to {num_pieces}) or "
                 f"<mask> ({mask_id}). Use {mask_id + 1} or more, or leave it out."
             )
-        return cls(path.name, model, num_pieces, sentinel_start, num_sentinels)
+        vocabulary = cls(path.name, model, num_pieces, sentinel_start, num_sentinels)
+        vocabulary.__dict__["_processor"] = processor  # building another takes a second
+        return vocabulary
 
     @property
     def mask_id(self) -> int:
@@ -162,9 +165,9 @@ class Vocabulary:
         """Ids of `text`, without any special: `"</s>"` written in a text is spelled out like any other characters."""
         return [piece + 1 for piece in self._processor.encode(text, out_type=int)]
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """`encode` for many texts: one call into SentencePiece, on one thread (workers are processes)."""
-        encoded = self._processor.encode(list(texts), out_type=int, num_threads=1)
+    def encode_batch(self, texts: Sequence[str], threads: int = 1) -> list[list[int]]:
+        """`encode` for many texts: one call into SentencePiece, on one thread by default (workers are processes)."""
+        encoded = self._processor.encode(list(texts), out_type=int, num_threads=threads)
         return [[piece + 1 for piece in pieces] for pieces in encoded]
 
     def decode(self, ids: Iterable[int]) -> str:

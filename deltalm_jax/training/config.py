@@ -110,7 +110,7 @@ class DataConfig:
             if "://" in (getattr(self, name) or ""):
                 raise ValueError(
                     f"DataConfig.{name} must be a folder of a file system that every process sees, found "
-                    f"{getattr(self, name)!r}"
+                    f"{getattr(self, name)!r}: copy it to a disk, or mount it (gcsfuse for gs://)"
                 )
         if self.mask_sides != "both" and "translation_span_corruption" not in self.objective_batch_sizes:
             raise ValueError(

@@ -11,6 +11,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from deltalm_jax.data.chunks import PreparedData
+from deltalm_jax.data.golden import drift
 from deltalm_jax.saved_model import SavedModel, SavedModelError, check_fits, open_model
 from deltalm_jax.training.config import Config
 from deltalm_jax.training.step import State, abstract_state, state_from
@@ -20,7 +21,7 @@ def open_starting_point(config: Config, prepared: PreparedData | None) -> SavedM
     """Opens the model that `init_from` names, and checks that the run, and its data if there are, can go on from it.
 
     Raises:
-      SavedModelError: there is none, it has another shape, or its vocabulary is not the data's.
+      SavedModelError: there is none, it has another shape, its vocabulary is not the data's, or encodes otherwise today.
       WeightsError, CheckpointError: it is damaged.
     """
     saved = open_model(str(config.train.init_from))
@@ -46,6 +47,10 @@ def open_starting_point(config: Config, prepared: PreparedData | None) -> SavedM
             f"the vocabulary of {saved.path} is not the one that {prepared.folder} was prepared with "
             f"({', '.join(differences) or 'another fingerprint'}): ids would mean other pieces. Prepare the data with the "
             "model's vocabulary.model, or convert it with the data's"
+        )
+    elif saved.vocabulary and (difference := drift(described, saved.vocabulary)):
+        raise SavedModelError(
+            f"{prepared.folder} and the vocabulary of {saved.path} do not agree any more: {difference}"
         )
     return saved
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from deltalm_jax.data.readers import CorpusError
+from deltalm_jax.paths import as_path
 from tasks.corpora.corpus import CORPORA, SAMPLE_DIR, Corpus
 from tasks.corpora.layout import VALIDATION
 from tasks.languages import Codes, Language, load_languages
@@ -44,7 +45,7 @@ def find_files(
     if corpus_name not in CORPORA:
         raise CorpusError(f"Unknown corpus {corpus_name!r}: expected one of {', '.join(CORPORA)}.")
     corpus = CORPORA[corpus_name]
-    folder = Path(SAMPLE_DIR if data_dir is None else data_dir) / corpus.name
+    folder = as_path(SAMPLE_DIR if data_dir is None else data_dir) / corpus.name
     codes = Codes(load_languages())
     train = files_by_language(folder, corpus, codes)
     if not train:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from deltalm_jax.data.readers import CorpusError
+from deltalm_jax.paths import as_path
 from tasks.corpora.corpus import CCALIGNED, CORPORA
 from tasks.corpora.finding import CorpusFiles, files_by_language
 from tasks.corpora.layout import VALIDATION
@@ -33,7 +34,7 @@ def published_files(data_dir: str | Path, corpus_name: str, languages: Sequence[
     chosen = {row.code for row in table.values() if (row.in_xlmr if of_documents else row.in_77_inferred)} | set(
         languages
     )
-    folder = Path(data_dir) / corpus.name
+    folder = as_path(data_dir) / corpus.name
     train, held_out = (files_by_language(path, corpus, codes) for path in (folder, folder / VALIDATION))
     files = {}
     for code in sorted(chosen):

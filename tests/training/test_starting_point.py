@@ -120,6 +120,15 @@ def test_a_vocabulary_that_nobody_knows_is_said(place, capsys):
     assert "WARNING: the vocabulary of" in capsys.readouterr().out
 
 
+def test_a_tokeniser_that_has_drifted_is_refused(place):
+    """The model's vocabulary is the data's, but encodes text otherwise than when the data were prepared."""
+    prepared = PreparedData.open(place / "data")
+    prepared.manifest["vocabulary"].update(golden_encodings="0" * 64, sentencepiece_version="0.1.99")
+    config = load(["pretrain_tiny.gin"], [*runs.SMALL, f"TrainConfig.init_from={place / 'model'}"])
+    with pytest.raises(SavedModelError, match=r"do not agree any more: SentencePiece .* than version 0\.1\.99"):
+        open_starting_point(config, prepared)
+
+
 def test_a_folder_with_a_model_and_a_run_in_it_is_refused(place):
     (place / "model" / "checkpoints").mkdir()
     try:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from deltalm_jax.data.readers.files import MAX_DOCUMENT_BYTES, in_parts, read_lines, to_paragraphs
+from deltalm_jax.paths import as_path
 
 TEXT_FIELD = "raw_content"
 
@@ -26,7 +27,7 @@ def read_cc_net(path: str | Path, counts: Counter[str] | None = None) -> Iterato
       CorpusError: the file is missing, truncated, corrupt or not of the format its name says.
     """
     counts = Counter() if counts is None else counts
-    for line in read_lines(Path(path), counts, 2 * MAX_DOCUMENT_BYTES):
+    for line in read_lines(as_path(path), counts, 2 * MAX_DOCUMENT_BYTES):
         if not line.strip():
             continue
         try:

@@ -13,24 +13,27 @@ from pathlib import Path
 from deltalm_jax.data.readers.errors import CorpusError
 from deltalm_jax.data.readers.files import MAX_DOCUMENT_BYTES, MAX_LINE_BYTES, clean, read_lines
 from deltalm_jax.data.readers.pairs import Pair, read_columns
+from deltalm_jax.data.readers.spans import Span
+from deltalm_jax.paths import as_path
 
 ENGLISH = "en_XX"
 
 _PAIR_NAME = re.compile(r"^([a-z]{2,3}_[A-Za-z]{2,4})-([a-z]{2,3}_[A-Za-z]{2,4})\.tsv(\.xz|\.gz)?$")
 
 
-def read_ccaligned(path: str | Path, counts: Counter[str] | None = None) -> Iterator[Pair]:
+def read_ccaligned(path: str | Path, counts: Counter[str] | None = None, span: Span | None = None) -> Iterator[Pair]:
     """Sentence pairs of a CCAligned file as (English, other), whichever column holds English.
 
     Args:
       path: `xx_YY-en_XX.tsv` or `en_XX-xx_YY.tsv`, plain, `.xz` or `.gz`.
       counts: of dropped rows, by reason: as `pairs.read_columns`.
+      span: only the pairs of this piece of the file.
 
     Raises:
       CorpusError: as `read_columns`, or the name does not say which side is English.
     """
     first, _ = pair_codes(path)
-    yield from read_columns(Path(path), first == ENGLISH, Counter() if counts is None else counts)
+    yield from read_columns(as_path(path), first == ENGLISH, Counter() if counts is None else counts, span)
 
 
 def read_ccaligned_documents(path: str | Path, counts: Counter[str] | None = None) -> Iterator[Pair]:
@@ -50,7 +53,7 @@ def read_ccaligned_documents(path: str | Path, counts: Counter[str] | None = Non
     Raises:
       CorpusError: as `read_ccaligned`.
     """
-    path = Path(path)
+    path = as_path(path)
     counts = Counter() if counts is None else counts
     english_first = pair_codes(path)[0] == ENGLISH
     for row in read_lines(path, counts, 2 * MAX_DOCUMENT_BYTES):
@@ -78,7 +81,7 @@ def pair_codes(path: str | Path) -> tuple[str, str]:
     Raises:
       CorpusError: the name has another form, or not exactly one of the codes is `en_XX`.
     """
-    match = _PAIR_NAME.match(Path(path).name)
+    match = _PAIR_NAME.match(as_path(path).name)
     if not match or (match[1] == ENGLISH) == (match[2] == ENGLISH):
         raise CorpusError(
             f"{path}: expected a name like de_DE-en_XX.tsv.xz or en_XX-zh_CN.tsv.xz (one side en_XX; plain, .xz or .gz)"

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from deltalm_jax.data.readers import compression
 from deltalm_jax.data.readers.errors import CorpusError
+from deltalm_jax.data.readers.spans import AFTER_LINE, Span, read_span
 
 # A longer line is no paragraph or sentence (CC100's longest are far below); it would be tokenised in one piece.
 MAX_LINE_BYTES = 1 << 20
@@ -37,25 +38,38 @@ def clean(text: str) -> str:
     return text.strip()
 
 
-def read_lines(path: Path, counts: Counter[str], max_bytes: int = MAX_LINE_BYTES) -> Iterator[str]:
+def read_lines(
+    path: Path,
+    counts: Counter[str],
+    max_bytes: int = MAX_LINE_BYTES,
+    span: Span | None = None,
+    boundary: re.Pattern[bytes] = AFTER_LINE,
+) -> Iterator[str]:
     """Decoded lines, still with tabs and control characters; lines that are too long or not UTF-8 are only counted.
 
     Args:
       path: `.xz`, `.gz` or plain.
       counts: grows by "long_line" and "invalid_utf8".
       max_bytes: the longest line.
+      span: only this piece of the file (not of a `.gz`); see `spans`.
+      boundary: where pieces begin and end.
 
     Raises:
       CorpusError: the file is missing, truncated, corrupt or not of the format its name says.
     """
-    return (line for line in decode_lines(read_bytes(path), counts, max_bytes) if line is not None)
+    blocks = read_bytes(path) if span is None else read_span(path, span, boundary)
+    lines = decode_lines(blocks, counts, max_bytes, of_whole_file=span is None or span.start == 0)
+    return (line for line in lines if line is not None)
 
 
 def decode_lines(
-    blocks: Iterable[bytes], counts: Counter[str], max_bytes: int = MAX_LINE_BYTES
+    blocks: Iterable[bytes], counts: Counter[str], max_bytes: int = MAX_LINE_BYTES, of_whole_file: bool = True
 ) -> Iterator[str | None]:
-    """As `read_lines`, of blocks of bytes, with None in the place of each line that is left out."""
-    for raw in _split_lines(blocks, max_bytes):
+    """As `read_lines`, of blocks of bytes, with None in the place of each line that is left out.
+
+    `of_whole_file`: the blocks begin where a file does, where a byte order mark may stand.
+    """
+    for raw in _split_lines(blocks, max_bytes, of_whole_file):
         if raw is None:
             counts["long_line"] += 1
             yield None
@@ -123,9 +137,8 @@ def in_parts(document: Iterable[str], counts: Counter[str]) -> Iterator[list[str
         yield part
 
 
-def _split_lines(blocks: Iterable[bytes], max_bytes: int) -> Iterator[bytes | None]:
+def _split_lines(blocks: Iterable[bytes], max_bytes: int, first: bool = True) -> Iterator[bytes | None]:
     """Lines without their `\\n` or `\\r\\n`, None for one that is too long; holds at most one block and one such line."""
-    first = True
     skipping = False  # inside a line that is already over the limit
     pieces: list[bytes] = []
     length = 0

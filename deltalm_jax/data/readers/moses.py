@@ -22,6 +22,7 @@ from deltalm_jax.data.readers.errors import CorpusError
 from deltalm_jax.data.readers.files import decode_lines
 from deltalm_jax.data.readers.names import is_english
 from deltalm_jax.data.readers.pairs import Pair, pair_lines
+from deltalm_jax.paths import as_path
 
 MAX_MEMBERS = 1000
 
@@ -62,7 +63,7 @@ def read_moses(path: str | Path, counts: Counter[str] | None = None) -> Iterator
         links, packed by another method than deflate, or over `compression.MAX_RATIO` times larger than packed; over
         `MAX_MEMBERS` members; or unequal numbers of lines, of which it says both.
     """
-    path = Path(path)
+    path = as_path(path)
     counts = Counter() if counts is None else counts
     try:
         file = path.open("rb")

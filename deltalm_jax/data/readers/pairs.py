@@ -9,13 +9,14 @@ from pathlib import Path
 
 from deltalm_jax.data.readers.errors import CorpusError
 from deltalm_jax.data.readers.files import clean, read_lines
+from deltalm_jax.data.readers.spans import Span
 
 Pair = tuple[str, str]
 
 _END = object()
 
 
-def read_columns(path: Path, english_first: bool, counts: Counter[str]) -> Iterator[Pair]:
+def read_columns(path: Path, english_first: bool, counts: Counter[str], span: Span | None = None) -> Iterator[Pair]:
     """Pairs (English, other) of a file with two columns and, it may be, a score, separated by tabs.
 
     Args:
@@ -24,11 +25,12 @@ def read_columns(path: Path, english_first: bool, counts: Counter[str]) -> Itera
       counts: `counts[reason] += 1` for every row that is dropped: "invalid_utf8", "long_line", "columns" (not 2 or 3
         columns), "margin" (a third column that is no number: a stray tab has shifted the columns), "empty" (a side
         without text).
+      span: only the rows of this piece of the file, which begins and ends at a line's.
 
     Raises:
       CorpusError: the file is missing, truncated, corrupt or not of the format its name says.
     """
-    for line in read_lines(path, counts):
+    for line in read_lines(path, counts, span=span):
         if not line.strip():
             counts["empty"] += 1
             continue

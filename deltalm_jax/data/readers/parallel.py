@@ -11,6 +11,7 @@ from deltalm_jax.data.readers.errors import CorpusError
 from deltalm_jax.data.readers.files import decode_lines, read_bytes
 from deltalm_jax.data.readers.names import codes_in, is_english
 from deltalm_jax.data.readers.pairs import Pair, pair_lines, read_columns
+from deltalm_jax.paths import as_path
 
 _COLUMNS = re.compile(r"\.tsv(\.xz|\.gz)?$")
 _PACKED = re.compile(r"\.(xz|gz)$")
@@ -32,7 +33,7 @@ def read_parallel(path: str | Path, counts: Counter[str] | None = None) -> Itera
       CorpusError: the names do not say which side is English, a file is missing or damaged, or the two have unequal numbers
         of lines; it says both.
     """
-    path = Path(path)
+    path = as_path(path)
     counts = Counter() if counts is None else counts
     if is_columns(path):
         first, _ = column_codes(path)

@@ -15,6 +15,7 @@ from deltalm_jax.data.readers.errors import CorpusError
 from deltalm_jax.data.readers.files import MAX_LINE_BYTES, clean, read_bytes
 from deltalm_jax.data.readers.names import codes_in, is_english
 from deltalm_jax.data.readers.pairs import Pair
+from deltalm_jax.paths import as_path
 
 _MAX_DEPTH = 100
 # Of one tag, comment or the like, which expat holds as a whole.
@@ -36,7 +37,7 @@ def read_tmx(path: str | Path, counts: Counter[str] | None = None) -> Iterator[P
       CorpusError: the name has no two codes with English among them, a damaged file, or XML that is not well-formed or
         that is refused; names the line.
     """
-    path = Path(path)
+    path = as_path(path)
     counts = Counter() if counts is None else counts
     codes = codes_in(path.name.split(".tmx")[0])
     if codes is None or is_english(codes[0]) == is_english(codes[1]):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from deltalm_jax.data.readers.errors import CorpusError
 from deltalm_jax.data.readers.files import in_parts, to_paragraphs
+from deltalm_jax.paths import as_path
 
 SHARD_NAME = re.compile(r"^wikipedia-train\.(?P<format>tfrecord|array_record)-(?P<number>\d{5})-of-(?P<total>\d{5})$")
 _RECORDS_AT_A_TIME = 256
@@ -28,7 +29,7 @@ def read_wikipedia(path: str | Path, counts: Counter[str] | None = None) -> Iter
     Raises:
       CorpusError: the shard, or the folder's description of it, is missing, damaged, or holds fewer records than it says.
     """
-    path = Path(path)
+    path = as_path(path)
     counts = Counter() if counts is None else counts
     match = SHARD_NAME.match(path.name)
     if not match:
