@@ -93,9 +93,9 @@ def register(
       The names of the Mixtures. Where the folder has text for one objective only, only that one's.
 
     Token counts, from which the rates are computed, come from `prepared`; or, for the sample, from its
-    `token_counts.json`; or, for the paper's languages, from the published sizes; or else from the sizes of the compressed
-    files. That is a proxy: a token is 0.7 to 1.5 bytes
-    there, so with exponent 0.3 a rate may be off by some 15 %. Prepare the data to have true ones.
+    `token_counts.json`; or, for the paper's languages, from the published sizes; or else from the sizes of the files
+    (packed ones count three or four times). That is a proxy: a token is 3 to 6 bytes of text, so with exponent 0.3 a rate
+    may be off by some 15 %. Prepare the data to have true ones.
 
     Raises:
       CorpusError: no files, or a language that is not there.
@@ -282,7 +282,7 @@ def _token_counts(
     elif data_dir is None:
         counts = json.loads((SAMPLE_DIR / "token_counts.json").read_text(encoding="utf-8"))
     else:
-        counts = {name: sum(path.stat().st_size for path in found.train) for name, found in by_task.items()}
+        counts = {name: found.text_bytes() for name, found in by_task.items()}
     if missing := sorted(name for name in by_task if not counts.get(name)):
         raise ValueError(
             f"No token counts for {', '.join(missing)}: they are not in the prepared data's manifest, or have no "

@@ -18,6 +18,10 @@ from tasks.languages import Codes, Language, load_languages
 _FORM = re.compile(r"(\.txt\.zip|\.tmx)?(\.xz|\.gz)?$")
 
 
+# Bytes of text for a byte of a file, about.
+_TEXT_BYTES = {".xz": 4.0, ".gz": 3.0, ".zip": 3.0}
+
+
 @dataclasses.dataclass(frozen=True)
 class CorpusFiles:
     """The files of one language in one corpus; `validation` is empty where text is held out by hash."""
@@ -25,6 +29,10 @@ class CorpusFiles:
     language: str
     train: tuple[Path, ...]
     validation: tuple[Path, ...] = ()
+
+    def text_bytes(self) -> float:
+        """About how much training text there is, by the sizes of the files."""
+        return sum(path.stat().st_size * _TEXT_BYTES.get(path.suffix, 1.0) for path in self.train)
 
 
 def find_files(

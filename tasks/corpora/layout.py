@@ -27,7 +27,7 @@ _WIKIPEDIA = re.compile(r"^(\d{8})\.([a-z][a-z0-9-]*)$")
 _NOT_TEXT = re.compile(r"^(\.|(README|LICEN[CS]E|NOTICE|CHANGES)\b)", re.IGNORECASE)
 _OTHER_PACKING = re.compile(r"\.(zst|bz2|lz4|7z|rar|zip|tar|tgz|tar\.gz|tar\.xz)$")
 # CCAligned's codes that are nobody else's.
-_CCALIGNED_ODDITIES = {"cb_IQ": "ckb", "sz_PL": "szl"}
+_CCALIGNED_ODDITIES = {"cb_IQ": "ckb", "my_MM_zaw": "my_zaw", "sz_PL": "szl"}
 
 
 def cc100(folder: Path, codes: Codes) -> Iterator[tuple[str, Path]]:

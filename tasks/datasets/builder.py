@@ -1,4 +1,4 @@
-"""What the two TFDS builders share: where the files are, splits, and languages as configurations."""
+"""What the TFDS builders share: where the files are, splits, and languages as configurations."""
 
 from __future__ import annotations
 
@@ -11,7 +11,16 @@ from typing import Any, ClassVar
 import tensorflow_datasets as tfds
 from absl import logging
 
-from tasks.corpora import SPLITS, Corpus, CorpusFiles, find_files, read_split, require_items
+from tasks.corpora import (
+    SAMPLE_CORPORA,
+    SPLITS,
+    Corpus,
+    CorpusError,
+    CorpusFiles,
+    find_files,
+    read_split,
+    require_items,
+)
 from tasks.languages import Language
 
 
@@ -26,9 +35,10 @@ def configs(languages: list[Language], text: str) -> list[LanguageConfig]:
 
 
 class CorpusBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """Reads one language of a corpus from the folder given as TFDS's `manual_dir`, or else from the shipped sample.
+    """Reads one language of a corpus from the folder given as TFDS's `manual_dir`.
 
-    Nothing is downloaded. What was read is recorded in the dataset's metadata, `builder.info.metadata["origin"]`.
+    Without such a folder, what the shipped sample has of a corpus is built. Nothing is downloaded. What was read is recorded
+    in the dataset's metadata, `builder.info.metadata["origin"]`.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -55,7 +65,7 @@ class CorpusBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  #
         folder = self._data_folder(dl_manager)
         language = self.builder_config.name
         files = find_files(folder, self.CORPUS.name, [language])[language]
-        self.info.metadata["origin"] = "the shipped sample" if folder is None else ", ".join(map(str, files.train))
+        self.info.metadata["origin"] = "the shipped sample" if folder is None else _listed(files.train)
         # TFDS refuses a split without examples, and a small language may have no held-out text.
         splits = [s for s in SPLITS if s == "train" or next(read_split(self.CORPUS, files, s), None) is not None]
         return {split: self._generate_examples(files, split) for split in splits}
@@ -67,6 +77,12 @@ class CorpusBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  #
             folder = None
         if folder is not None and (folder / self.CORPUS.name).is_dir():
             return folder
+        if self.CORPUS not in SAMPLE_CORPORA:
+            raise CorpusError(
+                f"{self.name}: expected the folder {self.CORPUS.name} in TFDS's manual directory, found "
+                f"{f'none in {folder}' if folder else 'no such directory, or an empty one'}. "
+                f"{self.MANUAL_DOWNLOAD_INSTRUCTIONS}"
+            )
         logging.warning(
             "%s: no folder %s in the manual directory %s; building from the shipped sample.",
             self.name,
@@ -85,3 +101,8 @@ class CorpusBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  #
             yield number, {**dict(zip(self.FEATURES, texts, strict=True)), "language": files.language}
         if counts:
             logging.info("%s/%s, %s: dropped lines: %s", self.name, files.language, split, dict(counts))
+
+
+def _listed(paths: tuple[Path, ...]) -> str:
+    shown = ", ".join(map(str, paths[:4]))
+    return f"{shown} and {len(paths) - 4:,} more" if len(paths) > 4 else shown

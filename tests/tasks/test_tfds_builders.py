@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import lzma
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,7 @@ import tensorflow_datasets as tfds
 import tasks.datasets
 from deltalm_jax.data.readers import CorpusError, read_cc100, read_ccaligned
 from tasks.corpora import SAMPLE_DIR, find_files
+from tasks.languages import load_languages
 
 
 def build(name: str, data_dir: Path, manual_dir: Path, **options: object) -> tfds.core.DatasetBuilder:
@@ -99,4 +103,45 @@ def test_configurations_and_descriptions() -> None:
     assert "my_zaw" in cc100
     assert "my_zaw" not in ccaligned
     assert cc100["ga"].description == "Text in Irish"
-    assert {"cc100", "ccaligned"} <= set(tfds.list_builders())
+    # All 116 published files, and what the sample has besides.
+    assert {row.code for row in load_languages().values() if row.cc100_file} <= set(cc100)
+    assert {"cc100", "ccaligned", "cc_net", "ccaligned_documents", "opus_pairs"} <= set(tfds.list_builders())
+    # TFDS's own data set of that name stays.
+    assert tfds.builder_cls("opus").__module__.startswith("tensorflow_datasets")
+
+
+def test_corpora_that_the_sample_lacks(corpora: Path, tmp_path: Path) -> None:
+    for name, instruction in (
+        ("cc_net/de", "run its program"),
+        ("ccaligned_documents/eo", "document-aligned files"),
+        ("opus_pairs/sw", "Moses archives"),
+    ):
+        with pytest.raises(CorpusError, match=rf"expected the folder \w+ in TFDS's manual directory, .*{instruction}"):
+            build(name, tmp_path / "data", corpora)
+
+
+def test_cc_net_opus_and_document_pairs(corpora: Path, tmp_path: Path) -> None:
+    (corpora / "cc_net/2019-09").mkdir(parents=True)
+    texts = [f"eins {i}\nzwei" for i in range(60)]
+    for number, part in enumerate((texts[:30], texts[30:])):
+        lines = "".join(json.dumps({"raw_content": text}) + "\n" for text in part)
+        (corpora / f"cc_net/2019-09/de_tail_000{number}.json.gz").write_bytes(gzip.compress(lines.encode()))
+    builder = build("cc_net/de", tmp_path / "data", corpora)
+    assert sorted(row["text"] for row in rows(builder, "train")) == sorted(texts)
+    assert "de_tail_0000.json.gz, " in builder.info.metadata["origin"]
+
+    (corpora / "opus/Books").mkdir(parents=True)
+    with zipfile.ZipFile(corpora / "opus/Books/en-sw.txt.zip", "w") as archive:
+        archive.writestr("Books.en-sw.en", "one\ntwo\n")
+        archive.writestr("Books.en-sw.sw", "moja\nmbili\n")
+    expected = [{"english": e, "other": o, "language": "sw"} for e, o in (("one", "moja"), ("two", "mbili"))]
+    assert sorted(rows(build("opus_pairs/sw", tmp_path / "data", corpora), "train"), key=str) == expected
+
+    (corpora / "ccaligned_documents").mkdir()
+    row = "a.org\thttp://a.org/en\tone|two\thttp://a.org/eo\tunu|du\n"
+    (corpora / "ccaligned_documents/en_XX-eo_XX.tsv").write_text(row)
+    made = rows(build("ccaligned_documents/eo", tmp_path / "data", corpora), "train")
+    assert sorted((r["english"], r["other"], r["language"]) for r in made) == [
+        ("one", "unu", "eo"),
+        ("two", "du", "eo"),
+    ]

@@ -18,7 +18,7 @@ from deltalm_jax.paths import as_path
 
 ENGLISH = "en_XX"
 
-_PAIR_NAME = re.compile(r"^([a-z]{2,3}_[A-Za-z]{2,4})-([a-z]{2,3}_[A-Za-z]{2,4})\.tsv(\.xz|\.gz)?$")
+_PAIR_NAME = re.compile(r"^([a-z]{2,3}_[A-Za-z]{2,4}(?:_zaw)?)-([a-z]{2,3}_[A-Za-z]{2,4}(?:_zaw)?)\.tsv(\.xz|\.gz)?$")
 
 
 def read_ccaligned(path: str | Path, counts: Counter[str] | None = None, span: Span | None = None) -> Iterator[Pair]:
