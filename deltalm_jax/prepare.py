@@ -18,6 +18,7 @@ from rich.table import Table
 from deltalm_jax.data.vocabulary import DEFAULT_NUM_SENTINELS
 from deltalm_jax.errors import UserError
 from deltalm_jax.objectives import OBJECTIVES, make_objective
+from deltalm_jax.paths import is_remote
 from deltalm_jax.quiet import quiet_imports
 
 if TYPE_CHECKING:
@@ -270,7 +271,13 @@ def show(prepared: Prepared, seconds: float, console: Console) -> None:
     took = f" in {seconds:,.0f} s" if prepared.made else ""
     made_with = ", ".join(f"{name} {version}" for name, version in data.manifest["versions"].items())
     console.print(f"made with {made_with}", markup=False)
-    console.print(f"{size / 1e6:,.1f} MB in {data.folder}{took}\nnext: {_next_command(data)}", markup=False)
+    console.print(f"{size / 1e6:,.1f} MB in {data.folder}{took}", markup=False)
+    if is_remote(data.folder):
+        console.print(
+            "training reads files: copy the folder to a disk, or mount it, and name that place in the next command",
+            markup=False,
+        )
+    console.print(f"next: {_next_command(data)}", markup=False)
 
 
 def _extremes(tasks: Sequence[PreparedTask], count: int = 3) -> str:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,7 @@ from deltalm_jax.data.preparation import Input, PreparationError, prepare
 from deltalm_jax.data.readers import read_cc100
 from deltalm_jax.data.vocabulary import Vocabulary
 from deltalm_jax.paths import LocationError, as_path, files_below, is_remote
-from tests.data.test_restart import SAMPLE_VOCABULARY, files_of
+from tests.data.test_restart import ROOT, SAMPLE_VOCABULARY, files_of
 
 
 @pytest.fixture
@@ -152,3 +155,62 @@ def test_places_that_cannot_be_reached_say_what_is_missing(tmp_path: Path) -> No
     assert as_path(f"file://{tmp_path}/x") == tmp_path / "x"
     assert as_path("a/b") == Path("a/b")
     assert partial_module.was_being_published(tmp_path) is False
+
+
+# A store in files, for several processes: sitecustomize is imported by every one of them. What stores do not have, fails.
+STORE = """
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+from upath import UPath
+from upath.registry import register_implementation
+
+class Objects(LocalFileSystem):
+    protocol = "objects"
+    root_marker = "/"
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(str(path).removeprefix("objects:/"))
+
+    def open(self, path, mode="rb", **options):
+        assert mode in ("rb", "wb"), mode
+        return super().open(path, mode, **options)
+
+    def mkdir(self, *arguments, **options):
+        raise NotImplementedError("there are no folders")
+
+    mv = mv_file = mkdir
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, auto_mkdir=True, **options)
+
+class ObjectsPath(UPath):
+    pass
+
+fsspec.register_implementation("objects", Objects)
+register_implementation("objects", ObjectsPath)
+"""
+USE = """
+import sys
+from pathlib import Path
+from deltalm_jax.data.vocabulary import Vocabulary
+from deltalm_jax.paths import as_path, is_remote
+from tests.data import test_object_store as t
+if __name__ == "__main__":
+    folder, vocabulary = Path(sys.argv[1]), Vocabulary.load(t.SAMPLE_VOCABULARY)
+    (folder / "bucket" / "text").mkdir(parents=True)
+    inputs = t.sources(as_path(f"objects:/{folder}/bucket/text"))
+    assert is_remote(inputs[0].train[0])
+    t.run(inputs, vocabulary, f"objects:/{folder}/bucket/out", num_workers=2)
+"""
+
+
+@pytest.mark.slow
+def test_worker_processes_write_to_a_store(vocabulary: Vocabulary, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(STORE)
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    subprocess.run([sys.executable, "-c", USE, str(tmp_path)], env=environment, check=True, cwd=tmp_path)
+    (tmp_path / "text").mkdir()
+    run(sources(tmp_path / "text"), vocabulary, tmp_path / "out")
+    assert files_of(tmp_path / "bucket" / "out") == files_of(tmp_path / "out")
+    assert not any((tmp_path / "bucket").rglob("*.work"))

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import deltalm_jax
+from deltalm_jax.data import prepare_part
 from deltalm_jax.data.blocks import Digest
 from deltalm_jax.data.chunks import PreparedData
 from deltalm_jax.data.parts import divide
@@ -20,6 +21,7 @@ from deltalm_jax.data.readers import read_cc100
 from deltalm_jax.data.vocabulary import Vocabulary
 from deltalm_jax.paths import state_of
 from tests.data.readers.test_spans import multi_block
+from tests.data.test_restart import files_of, make_input, run
 
 SAMPLE_VOCABULARY = Path(deltalm_jax.__file__).parents[1] / "tasks" / "sample" / "vocabulary.model"
 
@@ -90,12 +92,12 @@ def test_a_divided_file_gives_the_same_text_once(tmp_path: Path, suffix: str) ->
     size = path.stat().st_size
     vocabulary = Vocabulary.load(SAMPLE_VOCABULARY)
 
-    def run(part_bytes: int, name: str, **changes: Any) -> tuple[Input, PreparedData]:
+    def prepared(part_bytes: int, name: str, **changes: Any) -> tuple[Input, PreparedData]:
         source = Input("toy", "span_corruption", "xx", read_cc100, (path,), part_bytes=part_bytes)
         settings: dict[str, Any] = dict(mixture="toy", chunk_length=900, validation_fraction=0.0, block_bytes=1000)
         return source, prepare([source], vocabulary, tmp_path / name, **{**settings, **changes}).data
 
-    divided, data = run(size // 7, "divided")
+    divided, data = prepared(size // 7, "divided")
     assert divided.parts("train") == 7
     read: list[Any] = []
     for part in range(7):
@@ -103,13 +105,33 @@ def test_a_divided_file_gives_the_same_text_once(tmp_path: Path, suffix: str) ->
         read += divided.read("train", part, Counter(), digest)
         assert digest.hexdigest() == divided.digest("train", part)
     assert read == documents
-    _, whole = run(10 * size, "whole")
+    _, whole = prepared(10 * size, "whole")
     assert data.tasks[0].splits["train"].units == whole.tasks[0].splits["train"].units == 200
 
-    def ids(prepared: PreparedData) -> list[int]:
-        count = prepared.chunk_count(0, "train")
-        tokens_BL, lengths_B = prepared.read("train", np.zeros(count, int), np.arange(count))
+    def ids(found: PreparedData) -> list[int]:
+        count = found.chunk_count(0, "train")
+        tokens_BL, lengths_B = found.read("train", np.zeros(count, int), np.arange(count))
         return [token for row, length in zip(tokens_BL, lengths_B, strict=True) for token in row[:length].tolist()]
 
     assert ids(data) == ids(whole)
     assert data.manifest["tasks"]["toy"]["inputs"]["train"][6]["files"] == [[path.name, size, "piece 7 of 7"]]
+
+
+def test_a_large_part_is_tokenised_by_several_threads_to_the_same_ids(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = make_input(tmp_path, files=1, lines=200)
+    run(source, tmp_path / "one")
+    used: list[int] = []
+    real = Vocabulary.encode_batch
+
+    def counted(self: Vocabulary, texts: Any, threads: int = 1) -> list[list[int]]:
+        used.append(threads)
+        return real(self, texts, threads)
+
+    monkeypatch.setattr(Vocabulary, "encode_batch", counted)
+    monkeypatch.setattr(prepare_part, "PART_BYTES", 1)
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    run(source, tmp_path / "three")
+    assert 3 in used
+    assert files_of(tmp_path / "three") == files_of(tmp_path / "one")

@@ -193,7 +193,7 @@ import sys
 from pathlib import Path
 from tests.data.test_restart import make_input_again, run, Input, read_lines
 folder = Path(sys.argv[1])
-paths = tuple(sorted(folder.glob("text*")))
+paths = tuple(sorted(folder.glob("text*"), key=lambda path: int(path.name[4:])))
 run(Input("toy_de", "span_corruption", "de", read_lines, paths, part_bytes=1), folder / "out", num_workers=int(sys.argv[2]))
 """
 
