@@ -270,7 +270,7 @@ def show(prepared: Prepared, seconds: float, console: Console) -> None:
             share = f"{100 * padding / max(tokens + padding, 1):.1f} %"
             table.add_row(split, *(f"{n:,}" for n in sums), share, f"{dropped:,}")
         console.print(table)
-    if data.manifest["settings"].get("filters"):
+    if data.manifest.get("settings", {}).get("filters"):
         console.print(filter_table(data.tasks))
     for objective in objectives:
         console.print(_extremes([t for t in data.tasks if t.objective == objective]), markup=False)

@@ -145,7 +145,7 @@ def check(config: Config, prepared: PreparedData) -> None:
 
 def _check_filters(filters: FilterConfig, prepared: PreparedData) -> None:
     """Raises PreparedDataError if filters are named that the data was not prepared with. Where none is, any data will do."""
-    wanted, found = filters.changed(), prepared.manifest["settings"].get("filters", {})
+    wanted, found = filters.changed(), prepared.manifest.get("settings", {}).get("filters", {})
     if not wanted:
         return
     if filters.test_sets:

@@ -127,7 +127,7 @@ def without_seen(items: list[Any], seen: set[Any], unit: str) -> list[Any]:
     return [left for document in items if (left := [text for text in document if new(text)])]
 
 
-@pytest.mark.parametrize(("ranges", "block_bytes"), [(1, 400), (7, 400), (1, 10**6)])
+@pytest.mark.parametrize(("ranges", "block_bytes"), [(1, 1500), (7, 3000), (1, 10**6)])
 def test_equal_paragraphs_and_pairs_as_a_set_finds_them(inputs, tmp_path, monkeypatch, ranges, block_bytes) -> None:
     monkeypatch.setattr(deduplication, "_BYTES_A_TEXT", 1)
     monkeypatch.setattr(deduplication, "_KEYS_IN_A_RANGE", 1000 // ranges if ranges > 1 else 10**9)
