@@ -12,11 +12,13 @@ import typing
 from typing import Any
 
 _OPERATIONAL = "operational"
+# For a field that needs `dataclasses.field` for its default.
+OPERATIONAL = {_OPERATIONAL: True}
 
 
 def operational(default: Any) -> Any:
     """A dataclass field that a resumed run may change: it alters how the run is carried out, not what it computes."""
-    return dataclasses.field(default=default, metadata={_OPERATIONAL: True})
+    return dataclasses.field(default=default, metadata=OPERATIONAL)
 
 
 def is_operational(field: dataclasses.Field) -> bool:

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as ProgressBar
 from rich.table import Table
 
+from deltalm_jax.data.filters.flags import PREFIX, parse_filters
 from deltalm_jax.data.vocabulary import DEFAULT_NUM_SENTINELS
 from deltalm_jax.errors import UserError
 from deltalm_jax.objectives import OBJECTIVES, make_objective
@@ -93,6 +94,10 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         help="share of texts held out where there is no validation file (default: %(default)s)",
     )  # fmt: skip
     how.add_argument(
+        "--filter.NAME", metavar="VALUE",
+        help="leave text out, e.g. --filter.paragraph_min_letter_share=0.5 (default: nothing; docs/filters.md has all)",
+    )  # fmt: skip
+    how.add_argument(
         "--sentinel_start", type=int, metavar="ID", help="id of the first sentinel (default: after <mask>)"
     )
     how.add_argument(
@@ -117,7 +122,8 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     where.add_argument(
         "--beam_options", default="", metavar="FLAGS", help='for that runner, e.g. "--project=p --region=r"'
     )
-    flags = parser.parse_args(arguments)
+    flags = parser.parse_args([a for a in arguments if not a.startswith(PREFIX)])
+    flags.filters = [a for a in arguments if a.startswith(PREFIX)]
     if flags.vocabulary is None:
         if flags.data_dir != SAMPLE:
             parser.error("--vocabulary is needed for your own --data_dir, e.g. XLM-R's sentencepiece.bpe.model")
@@ -176,6 +182,7 @@ def _prepare(flags: argparse.Namespace, console: Console) -> None:
         from deltalm_jax.data.vocabulary import Vocabulary
         from tasks.corpora import SAMPLE_DIR
 
+    filters = parse_filters(flags.filters)
     model = SAMPLE_DIR / "vocabulary.model" if flags.vocabulary == SAMPLE else flags.vocabulary
     vocabulary = Vocabulary.load(model, sentinel_start=flags.sentinel_start, num_sentinels=flags.num_sentinels)
     languages = [code.strip() for code in flags.languages.split(",")] if flags.languages else None
@@ -196,6 +203,7 @@ def _prepare(flags: argparse.Namespace, console: Console) -> None:
             languages=languages,
             chunk_length=flags.chunk_length,
             validation_fraction=flags.validation_fraction,
+            filters=filters,
             runner=flags.runner,
             num_workers=flags.num_workers,
             beam_options=shlex.split(flags.beam_options),
@@ -244,6 +252,7 @@ def _progress(console: Console) -> Iterator[Callable[[Progress], None]]:
 def show(prepared: Prepared, seconds: float, console: Console) -> None:
     """Prints what was made: totals by objective, the largest and smallest languages, where it is, what is next."""
     from deltalm_jax.data.blocks import UNITS
+    from deltalm_jax.data.filters.report import filter_table
 
     data = prepared.data
     if not prepared.made:
@@ -262,6 +271,8 @@ def show(prepared: Prepared, seconds: float, console: Console) -> None:
             share = f"{100 * padding / max(tokens + padding, 1):.1f} %"
             table.add_row(split, *(f"{n:,}" for n in sums), share, f"{dropped:,}")
         console.print(table)
+    if data.manifest.get("settings", {}).get("filters"):
+        console.print(filter_table(data.tasks))
     for objective in objectives:
         console.print(_extremes([t for t in data.tasks if t.objective == objective]), markup=False)
     if without := data.manifest["without_validation"]:

@@ -6,6 +6,7 @@ import lzma
 import shlex
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -85,6 +86,38 @@ def test_a_folder_of_corpora(data_dir: Path, capfd: pytest.CaptureFixture[str]) 
     assert "nothing to do" in capfd.readouterr().out
     assert prepare.main(arguments(data_dir, "--chunk_length=128")) == 2
     assert "chunk_length of span_corruption: 512 there, 128 asked for" in error_of(capfd)
+
+
+def test_filters_are_flags_and_their_table_is_printed(data_dir: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    filters = [
+        "--filter.paragraph_min_letters=10",
+        "--filter.deduplicate_paragraphs=True",
+        "--filter.pair_min_margin=1.2",
+    ]
+    cc100 = ["--mixture=deltalm_span_corruption"]
+    assert prepare.main(arguments(data_dir, *cc100, *filters)) == 0
+    data = PreparedData.open(data_dir.parent / "out")
+    assert data.manifest["settings"]["filters"] == {
+        "paragraph_min_letters": 10, "pair_min_margin": 1.2, "deduplicate_paragraphs": True,
+    }  # fmt: skip
+    for task in data.tasks:
+        dropped = sum((Counter(part.dropped) for part in task.splits.values()), Counter[str]())
+        # "Und noch einer." stands in all forty documents; "Absatz 7 in de." has ten letters.
+        assert dropped == {"filter_deduplicate_paragraphs": 39}
+    printed = capfd.readouterr().out
+    assert "before and after the filters" in printed
+    assert "deduplicate_paragraphs" in printed
+    assert prepare.main(arguments(data_dir, *cc100, *filters)) == 0
+    assert "nothing to do" in capfd.readouterr().out
+    assert prepare.main(arguments(data_dir, *cc100, *filters[:2])) == 2
+    assert "filter pair_min_margin: 1.2 there, default asked for" in error_of(capfd)
+    for wrong, message in [
+        ("--filter.paragraph_min_letter=2", "no filter 'paragraph_min_letter'; did you mean 'paragraph_min_letters'?"),
+        ("--filter.test_sets=/nowhere/flores.txt", "test_sets: /nowhere/flores.txt: No such file"),
+        ("--filter.language_identifier=no_such:f", "module 'no_such' cannot be imported"),
+    ]:
+        assert prepare.main(arguments(data_dir, *cc100, wrong)) == 2
+        assert message in error_of(capfd)
 
 
 def test_lengths_by_objective_and_sentinels(data_dir: Path, capfd: pytest.CaptureFixture[str]) -> None:

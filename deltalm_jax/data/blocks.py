@@ -3,9 +3,9 @@
 A block is a run of whole documents (or pairs) of one file, about `block_bytes` of text. Everything is decided inside a
 block from the block alone, so the prepared data do not depend on who works on which block, or when.
 
-What happens to the text: nothing that its reader or the vocabulary does already. Readers strip lines and remove control
-characters; SentencePiece normalises (XLM-R's model: NFKC with its own rules), and Unicode normalisation must not be
-done twice. A text that yields no ids is left out and counted.
+What happens to the text: the filters that are asked for, and nothing that its reader or the vocabulary does already.
+Readers strip lines and remove control characters; SentencePiece normalises (XLM-R's model: NFKC with its own rules), and
+Unicode normalisation must not be done twice. A text that yields no ids is left out and counted.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from typing import Any, Protocol
 import numpy as np
 import xxhash
 
+from deltalm_jax.data.filters.counting import CHANGING, count_dropped
+from deltalm_jax.data.filters.pairs import too_different
 from deltalm_jax.data.packing import join_and_cut, pack_pairs
 from deltalm_jax.data.parts import PART_BYTES, Piece, divide
 from deltalm_jax.data.shards import digest_into, encode_record
@@ -30,8 +32,8 @@ from deltalm_jax.objectives.hashing import hash_keys, string_key
 
 # What an objective's chunks are made of.
 UNITS = {"span_corruption": "documents", "translation_span_corruption": "pairs"}
-# Counters of readers and packing that tell of a change, not of a line left out.
-CHANGED = ("long_document", "side_truncated", "rest_too_short")
+# Counters of readers, packing and filters that tell of a change, not of a line left out.
+CHANGED = ("long_document", "side_truncated", "rest_too_short", *CHANGING)
 
 Document = list[str]
 Pair = tuple[str, str]
@@ -110,6 +112,7 @@ class Input:
       validation: files of the held-out text; none: text is held out of `train` by hash.
       groups: kind of group → the group of languages that it belongs to.
       part_bytes: size of a part, as it lies on disk; see `parts.divide`.
+      options: further arguments of the reader.
     """
 
     task: str
@@ -120,6 +123,7 @@ class Input:
     validation: tuple[Path, ...] = ()
     groups: Mapping[str, str] = dataclasses.field(default_factory=dict)
     part_bytes: int = PART_BYTES
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.objective not in UNITS:
@@ -154,7 +158,7 @@ class Input:
             if piece.path.stat().st_size != piece.state[0]:
                 raise ValueError(f"{piece.path} has changed since the preparation began; start it again")
             span = {} if piece.span is None else {"span": piece.span}
-            yield from self.reader(piece.path, counts, **span)
+            yield from self.reader(piece.path, counts, **span, **self.options)
             digest_into(digest, piece.path, *piece.stored)
 
     def origin(self, split: str, part: int) -> dict[str, Any]:
@@ -262,7 +266,12 @@ def read_blocks(
 
 
 def encode_block(
-    items: Sequence[Any], unit: str, vocabulary: Vocabulary, chunk_length: int, threads: int = 1
+    items: Sequence[Any],
+    unit: str,
+    vocabulary: Vocabulary,
+    chunk_length: int,
+    threads: int = 1,
+    max_length_ratio: float | None = None,
 ) -> tuple[list[bytes], Counter[str]]:
     """Tokenises a block and makes chunks of it.
 
@@ -272,6 +281,7 @@ def encode_block(
       vocabulary: of the ids.
       chunk_length: ids in a full chunk.
       threads: for tokenising; the result does not depend on them.
+      max_length_ratio: `FilterConfig.pair_max_length_ratio`, which takes the ids to know.
 
     Returns:
       The chunks as records of a shard, and counts: "units" (documents or pairs that are in the chunks), "tokens",
@@ -281,7 +291,7 @@ def encode_block(
     if unit == "documents":
         chunks = _chunks_of_documents(items, vocabulary, chunk_length, threads, counts)
     else:
-        chunks = _chunks_of_pairs(items, vocabulary, chunk_length, threads, counts)
+        chunks = _chunks_of_pairs(items, vocabulary, chunk_length, threads, max_length_ratio, counts)
     counts["chunks"] += len(chunks)
     counts["tokens"] += sum(map(len, chunks))
     counts["padding"] += chunk_length * counts["chunks"] - counts["tokens"]
@@ -299,13 +309,23 @@ def _chunks_of_documents(
 
 
 def _chunks_of_pairs(
-    pairs: Sequence[Pair], vocabulary: Vocabulary, chunk_length: int, threads: int, counts: Counter[str]
+    pairs: Sequence[Pair],
+    vocabulary: Vocabulary,
+    chunk_length: int,
+    threads: int,
+    max_length_ratio: float | None,
+    counts: Counter[str],
 ) -> list[np.ndarray]:
     english = vocabulary.encode_batch([pair[0] for pair in pairs], threads)
     other = vocabulary.encode_batch([pair[1] for pair in pairs], threads)
     order = english_first(pairs).tolist()
     ordered = [(a, b) if first else (b, a) for a, b, first in zip(english, other, order, strict=True)]
+    if max_length_ratio is not None:
+        bad = too_different(ordered, max_length_ratio)
+        characters = sum(len(text) for pair, dropped in zip(pairs, bad, strict=True) if dropped for text in pair)
+        count_dropped("pair_max_length_ratio", sum(bad), characters, counts)
+        ordered = [pair for pair, dropped in zip(ordered, bad, strict=True) if not dropped]
     chunks = pack_pairs(ordered, chunk_length, counts=counts)
     counts["no_ids"] += counts.pop("empty_side", 0)
-    counts["units"] += len(pairs) - counts["no_ids"]
+    counts["units"] += len(ordered) - counts["no_ids"]
     return chunks

@@ -57,6 +57,8 @@ class PreparedSplit:
       padding: ids that filling every chunk up to the chunk length adds.
       dropped: input left out, number by reason.
       shards: its files, in order; chunk numbers run through them.
+      units_before, characters_before: what its files hold, before filters; None where that was not counted.
+      dropped_characters: of what filters left out, by reason.
     """
 
     units: int
@@ -65,6 +67,9 @@ class PreparedSplit:
     padding: int
     dropped: Mapping[str, int]
     shards: tuple[Shard, ...]
+    units_before: int | None = None
+    characters_before: int | None = None
+    dropped_characters: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -365,7 +370,16 @@ def _parse_task(name: str, entry: Mapping[str, Any]) -> PreparedTask:
         if sum(shard.chunks for shard in shards) != value["chunks"]:
             raise ValueError(f"task {name}, {split}: chunks of the shards do not add up to {value['chunks']}")
         units = value["documents"] if "documents" in value else value["pairs"]
+        before = value.get("before", {})
         splits[split] = PreparedSplit(
-            units, value["tokens"], value["chunks"], value["padding"], dict(value["dropped"]), shards
+            units,
+            value["tokens"],
+            value["chunks"],
+            value["padding"],
+            dict(value["dropped"]),
+            shards,
+            before.get("units"),
+            before.get("characters"),
+            dict(value.get("dropped_characters", {})),
         )
     return PreparedTask(name, entry["objective"], entry["language"], splits, dict(entry.get("groups", {})))

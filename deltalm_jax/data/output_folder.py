@@ -60,7 +60,12 @@ def _differences(manifest: Mapping[str, Any], header: Mapping[str, Any], inputs:
         ("vocabulary", manifest["vocabulary"].get("fingerprint"), header["vocabulary"]["fingerprint"]),
         ("ids of the golden sentences", manifest["vocabulary"].get("golden_encodings"), _golden(manifest, header)),
     ]
-    pairs += [(name, manifest.get("settings", {}).get(name), value) for name, value in header["settings"].items()]
+    settings, wanted = manifest.get("settings", {}), header["settings"]
+    pairs += [(name, settings.get(name), value) for name, value in wanted.items() if name != "filters"]
+    # Only fields that differ from their defaults are there.
+    filters, wanted_filters = settings.get("filters", {}), wanted.get("filters", {})
+    for name in dict.fromkeys([*filters, *wanted_filters]):
+        pairs.append((f"filter {name}", filters.get(name, "default"), wanted_filters.get(name, "default")))
     there = {
         (task, split): [{key: value for key, value in part.items() if key != "xxh3"} for part in found]
         for task, entry in manifest["tasks"].items()

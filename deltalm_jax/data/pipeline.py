@@ -1,7 +1,8 @@
 """The Beam pipeline of preparation, and how errors travel from its workers to the person who started it.
 
 There is one stage, a part of the text is an element, and nothing comes out of it: results are files (`prepare_part`). So
-it runs on any runner, and nothing of the text passes through a shuffle.
+it runs on any runner, and nothing of the text passes through a shuffle. Looking for duplicates takes pipelines before it,
+of the same kind (`filtering.passes`).
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ import base64
 import contextlib
 import dataclasses
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import apache_beam as beam
 
-from deltalm_jax.data.prepare_part import PartKey, Plan, prepare_part
+from deltalm_jax.data.prepare_part import PartKey, Plan, check_driver, prepare_part
 from deltalm_jax.data.vocabulary import Vocabulary
 from deltalm_jax.errors import UserError
 
@@ -72,6 +74,26 @@ class _Prepare(beam.DoFn):
             # Here and not in `setup`, whose errors some runners only log.
             self.vocabulary = self.vocabulary or self.plan.load_vocabulary()
             prepare_part(self.plan, self.vocabulary, key)
+
+
+class _Call(beam.DoFn):
+    """Calls a function with each element; what it does is in files."""
+
+    def __init__(self, function: Callable[[Any], None], driver: int | None):
+        self.function, self.driver = function, driver
+
+    def process(self, element: Any) -> None:
+        check_driver(self.driver)
+        with _explained("filters"):
+            self.function(element)
+
+
+def build_calls(
+    pipeline: beam.Pipeline, function: Callable[[Any], None], elements: Sequence[Any], driver: int | None
+) -> None:
+    """Adds calls of a function, one for each element, to a pipeline; `driver` as of `Plan`."""
+    calls = beam.ParDo(_Call(function, driver))
+    _ = pipeline | "Elements" >> beam.Create(list(elements)) | "Spread" >> beam.Reshuffle() | "Call" >> calls
 
 
 def build(pipeline: beam.Pipeline, plan: Plan, keys: Sequence[PartKey]) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 import threading
 import time
@@ -20,9 +21,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import apache_beam as beam
+
 from deltalm_jax.data import output_folder, pipeline
 from deltalm_jax.data.blocks import CHANGED, UNITS, Input, TextSource
 from deltalm_jax.data.chunks import FORMAT, SPLITS, VOCABULARY_MODEL, PreparedData, write_manifest
+from deltalm_jax.data.filtering import Filtering, check_filters, describe, identifier_digest, take_margins
+from deltalm_jax.data.filters import FilterConfig
+from deltalm_jax.data.filters.counting import is_reason, manifest_entries
 from deltalm_jax.data.finished import Finished, PartResult, ShardResult
 from deltalm_jax.data.golden import golden_digest
 from deltalm_jax.data.local_runner import WorkerDiedError, run_local
@@ -74,6 +80,7 @@ def prepare(
     languages: Sequence[str] | None = None,
     chunk_length: int | Mapping[str, int] = 512,
     validation_fraction: float = 0.001,
+    filters: FilterConfig | None = None,
     block_bytes: int = BLOCK_BYTES,
     blocks_per_shard: int = BLOCKS_PER_SHARD,
     runner: str = "local",
@@ -92,6 +99,7 @@ def prepare(
       languages: what was asked for, kept in the manifest; None: all of the mixture's.
       chunk_length: ids in a full chunk; one number, or one for each objective.
       validation_fraction: share of texts held out by hash where a task has no validation file.
+      filters: what to leave out; default: nothing.
       block_bytes: UTF-8 bytes of text that are worked on as one piece. Chunks do not cross blocks.
       blocks_per_shard: consecutive blocks that make one file.
       runner: "local", or the name of another Beam runner. ("DirectRunner" tries to download a Go binary; "local" is
@@ -108,16 +116,23 @@ def prepare(
       PreparationError: inputs that are missing, empty or damaged; an output that is there and differs, or is being
         written by another process; settings that cannot be; a failure of a worker. Nothing is left of the output then, but
         of what was finished, in OUTPUT.partial, for the next run.
+      FilterError, IdentifierError, CorpusError: filters that these tasks cannot have, or whose function or test sets are not
+        there.
     """
     output = absolute(as_path(output))
     lengths = _lengths_by_objective(inputs, chunk_length)
     _check_settings(inputs, vocabulary, validation_fraction, block_bytes, blocks_per_shard)
     _check_inputs(inputs)
-    settings = {
+    filters = FilterConfig() if filters is None else filters
+    check_filters(inputs, filters)
+    inputs = take_margins(inputs, filters)
+    settings: dict[str, Any] = {
         "validation_fraction": validation_fraction,
         "block_bytes": block_bytes,
         "blocks_per_shard": blocks_per_shard,
     }
+    if described := describe(filters):
+        settings["filters"] = described
     header: dict[str, Any] = {
         "mixture": mixture,
         "languages": None if languages is None else sorted(languages),
@@ -131,16 +146,25 @@ def prepare(
     local = runner in LOCAL_RUNNERS
     workers = num_workers or _default_workers(inputs) if local else None
     # The mixture's name and the tasks are left out: a run for more languages goes on with what is there of some.
-    contents = {"format": FORMAT, "code": code_digest(), **{k: v for k, v in header.items() if k != "mixture"}}
+    code = {"code": code_digest(), "language_identifier": identifier_digest(filters)}
+    contents = {"format": FORMAT, **code, **{k: v for k, v in header.items() if k != "mixture"}}
     with open_partial(output, contents, overwrite) as partial:
+        filtering = Filtering.start(
+            inputs, filters, partial.records, validation_fraction, block_bytes, blocks_per_shard
+        )
         plan = Plan(
             tuple(inputs), partial.folder, partial.records, header["vocabulary"], lengths, validation_fraction,
-            block_bytes, blocks_per_shard, driver=os.getpid() if local and workers != 1 else None,
+            block_bytes, blocks_per_shard, filtering, driver=os.getpid() if local and workers != 1 else None,
         )  # fmt: skip
         write_atomically(partial.folder / VOCABULARY_MODEL, vocabulary.model)
         keys = plan.keys()
         with _reporting(partial.finished, len(keys), on_progress):
-            _run(plan, keys, runner, workers, beam_options)
+            for function, elements in filtering.passes():
+                calls = functools.partial(
+                    pipeline.build_calls, function=function, elements=elements, driver=plan.driver
+                )
+                _run(calls, runner, workers, beam_options)
+            _run(functools.partial(pipeline.build, plan=plan, keys=keys), runner, workers, beam_options)
         tasks = _collect(plan, keys)
         without = [name for name, entry in tasks.items() if "validation" not in entry["splits"]]
         manifest = {**header, "without_validation": without, "tasks": tasks}
@@ -201,13 +225,13 @@ def _check_inputs(inputs: Sequence[TextSource]) -> None:
         raise PreparationError(f"{'; '.join(wrong[:5])}{more}. Fetch the files again or leave these languages out.")
 
 
-def _run(plan: Plan, keys: Sequence[PartKey], runner: str, workers: int | None, beam_options: Sequence[str]) -> None:
-    """Builds the pipeline and runs it to its end; a worker's error becomes one `PreparationError`."""
+def _run(build: Callable[[beam.Pipeline], None], runner: str, workers: int | None, beam_options: Sequence[str]) -> None:
+    """Builds a pipeline and runs it to its end; a worker's error becomes one `PreparationError`."""
     try:
         if workers is not None:
-            run_local(lambda built: pipeline.build(built, plan, keys), workers)
+            run_local(build, workers)
         else:
-            run_elsewhere(lambda built: pipeline.build(built, plan, keys), runner, beam_options)
+            run_elsewhere(build, runner, beam_options)
     except WorkerDiedError as error:
         raise PreparationError(str(error)) from error
     except Exception as error:
@@ -293,7 +317,7 @@ def _collect(plan: Plan, keys: Sequence[PartKey]) -> dict[str, Any]:
                 files = [dataclasses.asdict(shard.shard) for shard in written if shard.shard]
                 splits[split] = _split_entry(source, counts, files)
             elif split == "train":
-                reasons = ", ".join(f"{reason}: {count:,}" for reason, count in sorted(counts.items())) or "nothing"
+                reasons = ", ".join(f"{k}: {n:,}" for k, n in sorted(counts.items()) if is_reason(k)) or "nothing"
                 empty.append(f"{source.task} ({source.where(split)}; dropped: {reasons})")
         tasks[source.task] = {
             "objective": source.objective,
@@ -311,12 +335,14 @@ def _collect(plan: Plan, keys: Sequence[PartKey]) -> dict[str, Any]:
 
 def _split_entry(source: TextSource, counts: Counter[str], shards: list[dict[str, Any]]) -> dict[str, Any]:
     sums = ("units", "tokens", "chunks", "padding")
+    reasons = {k: n for k, n in sorted(counts.items()) if k not in sums and is_reason(k)}
     return {
         UNITS[source.objective]: counts["units"],
         "tokens": counts["tokens"],
         "chunks": counts["chunks"],
         "padding": counts["padding"],
-        "dropped": {k: n for k, n in sorted(counts.items()) if k not in sums and k not in CHANGED},
-        "changed": {k: n for k, n in sorted(counts.items()) if k in CHANGED},
+        "dropped": {k: n for k, n in reasons.items() if k not in CHANGED},
+        "changed": {k: n for k, n in reasons.items() if k in CHANGED},
+        **manifest_entries(counts),
         "shards": shards,
     }

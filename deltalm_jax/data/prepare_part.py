@@ -16,6 +16,7 @@ from typing import Any
 
 from deltalm_jax.data.blocks import Digest, TextSource, encode_block, read_blocks
 from deltalm_jax.data.chunks import VOCABULARY_MODEL
+from deltalm_jax.data.filtering import BlockFilter, Filtering
 from deltalm_jax.data.finished import Finished, PartResult, ShardResult
 from deltalm_jax.data.golden import golden_digest
 from deltalm_jax.data.parts import PART_BYTES
@@ -37,7 +38,7 @@ class OrphanedError(RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class PartKey:
-    """One part to do: the task's place in the inputs, split, number of the part, and `TextSource.identity` of it."""
+    """One part to do: the task's place in the inputs, split, number of the part, and `Filtering.identity` of it."""
 
     index: int
     split: str
@@ -55,6 +56,7 @@ class Plan:
       records: where the records go; see `Finished`.
       vocabulary: the manifest's entry, without the model.
       chunk_lengths, validation_fraction, block_bytes, blocks_per_shard: as in `preparation.prepare`.
+      filtering: what is left out of the text.
       driver: process id of the driver where workers are its children, else None.
     """
 
@@ -66,6 +68,7 @@ class Plan:
     validation_fraction: float
     block_bytes: int
     blocks_per_shard: int
+    filtering: Filtering
     driver: int | None = None
 
     @property
@@ -76,7 +79,7 @@ class Plan:
     def keys(self) -> list[PartKey]:
         """All parts, in the order of the inputs."""
         return [
-            PartKey(index, split, part, source.identity(split, part))
+            PartKey(index, split, part, self.filtering.identity(index, split, part))
             for index, source in enumerate(self.inputs)
             for split in source.splits
             for part in range(source.parts(split))
@@ -117,16 +120,15 @@ def prepare_part(plan: Plan, vocabulary: Vocabulary, key: PartKey) -> None:
         return
     counts, digest = Counter[str](), Digest()
     shards = {split: _OpenShard(plan, key, source, split) for split in ("train", "validation")}
-    threads = _threads(source, key)
+    threads, block_filter = _threads(source, key), BlockFilter(plan.filtering)
     try:
         blocks = read_blocks(source, key.split, key.part, plan.validation_fraction, plan.block_bytes, counts, digest)
         for split, number, items in blocks:
-            if plan.driver is not None and os.getppid() != plan.driver:
-                raise OrphanedError("the process that started the preparation has ended")
+            check_driver(plan.driver)
             shard = shards[split]
             shard.move_to(number // plan.blocks_per_shard)
             if not shard.done:
-                shard.add(*encode_block(items, source.unit, vocabulary, plan.chunk_lengths[source.objective], threads))
+                shard.add(*_encode(plan, vocabulary, block_filter, key, split, number, items, threads))
     except ValueError:
         # Where compressed text is damaged, what came before need not have been right: the check stands at the end.
         finished.forget(*place)
@@ -136,6 +138,31 @@ def prepare_part(plan: Plan, vocabulary: Vocabulary, key: PartKey) -> None:
     entry = {**source.origin(key.split, key.part), "xxh3": digest.hexdigest()}
     numbers = {split: shard.number + 1 for split, shard in shards.items() if shard.number >= 0}
     finished.add(PartResult(*place, key.identity, entry, dict(counts), numbers))
+
+
+def check_driver(driver: int | None) -> None:
+    """Raises OrphanedError in a worker whose driver (see `Plan`) is gone."""
+    if driver is not None and os.getppid() != driver:
+        raise OrphanedError("the process that started the preparation has ended")
+
+
+def _encode(
+    plan: Plan,
+    vocabulary: Vocabulary,
+    block_filter: BlockFilter,
+    key: PartKey,
+    split: str,
+    number: int,
+    items: list[Any],
+    threads: int,
+) -> tuple[list[bytes], Counter[str]]:
+    """Records and counts of a block, filtered and encoded."""
+    source, counts = plan.inputs[key.index], Counter[str]()
+    items = block_filter.apply(key.index, split, key.part, number, items, counts)
+    length, ratio = plan.chunk_lengths[source.objective], plan.filtering.config.pair_max_length_ratio
+    records, encoded = encode_block(items, source.unit, vocabulary, length, threads, ratio)
+    counts.update(encoded)
+    return records, counts
 
 
 def _threads(source: TextSource, key: PartKey) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 import deltalm_jax
 
 # What has a say in the bytes of prepared data, or in where they come from.
-_LIBRARIES = ("apache-beam", "array_record", "numpy", "sentencepiece", "xxhash")
+_LIBRARIES = ("apache-beam", "array_record", "datasketch", "numpy", "regex", "sentencepiece", "xxhash")
 
 
 def versions() -> dict[str, str]:

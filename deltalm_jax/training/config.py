@@ -1,10 +1,12 @@
-"""The configuration of a training run: what gin files bind. (`ModelConfig` and `MeshConfig` live beside what they shape.)"""
+"""The configuration of a training run: what gin files bind. (`ModelConfig`, `MeshConfig` and
+`FilterConfig` live beside what they shape.)"""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import Any
 
+from deltalm_jax.data.filters import FilterConfig
 from deltalm_jax.data.stream import Objective
 from deltalm_jax.data.vocabulary import DEFAULT_NUM_SENTINELS
 from deltalm_jax.fields import check_types, is_operational, operational
@@ -244,6 +246,7 @@ class Config:
     loss: LossConfig
     mesh: MeshConfig
     train: TrainConfig
+    filters: FilterConfig = dataclasses.field(default_factory=FilterConfig)
     origins: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -280,7 +283,7 @@ class Config:
 
     def sections(self) -> dict[str, Any]:
         """{class name: instance}, in the order they are shown."""
-        parts = (self.model, self.data, self.optimizer, self.loss, self.mesh, self.train)
+        parts = (self.model, self.data, self.optimizer, self.loss, self.mesh, self.train, self.filters)
         return {type(part).__name__: part for part in parts}
 
     def values(self) -> dict[str, Any]:

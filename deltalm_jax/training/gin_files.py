@@ -18,6 +18,7 @@ from typing import Any
 from gin import config_parser
 
 import configs
+from deltalm_jax.data.filters import FilterConfig
 from deltalm_jax.errors import UserError
 from deltalm_jax.model.config import ModelConfig
 from deltalm_jax.parallel.mesh import MeshConfig
@@ -31,6 +32,7 @@ SECTIONS: dict[str, type] = {
     "loss": LossConfig,
     "mesh": MeshConfig,
     "train": TrainConfig,
+    "filters": FilterConfig,
 }
 CLASSES: dict[str, type] = {c.__name__: c for c in SECTIONS.values()}
 ALLOWED_IMPORTS = ("deltalm_jax", "tasks")
@@ -84,9 +86,14 @@ def load(gin_files: Sequence[str], overrides: Iterable[str] = (), allow_imports:
     for override in overrides:
         _bind_override(override, bindings)
     sections = {name: _build(name, cls, bindings) for name, cls in CLASSES.items()}
-    if module := sections["DataConfig"].task_module:
-        key = "DataConfig.task_module"
-        _check_allowed(module, allowed, f"{bindings.origins[key]}: {key}")
+    # Whose code would run.
+    modules = {
+        "DataConfig.task_module": sections["DataConfig"].task_module,
+        "FilterConfig.language_identifier": (sections["FilterConfig"].language_identifier or "").partition(":")[0],
+    }
+    for key, module in modules.items():
+        if module:
+            _check_allowed(module, allowed, f"{bindings.origins[key]}: {key}")
     origins = {
         f"{name}.{field.name}": bindings.origins.get(f"{name}.{field.name}", "default")
         for name, cls in CLASSES.items()

@@ -9,6 +9,9 @@ import subprocess
 import sys
 
 from deltalm_jax.data.chunks import MANIFEST, PreparedData, PreparedDataError
+from deltalm_jax.data.filters import FilterConfig
+from deltalm_jax.data.filters.flags import filter_flags
+from deltalm_jax.data.shards import digest_file
 from deltalm_jax.data.vocabulary import DEFAULT_NUM_SENTINELS
 from deltalm_jax.training.config import RANDOM, SAMPLE, Config
 from deltalm_jax.training.starting_point import open_starting_point
@@ -40,7 +43,7 @@ def prepare_command(config: Config, folder: pathlib.Path) -> list[str]:
         command.append(f"--num_sentinels={data.num_sentinels}")
     if data.languages:
         command.append(f"--languages={','.join(data.languages)}")
-    return command
+    return command + filter_flags(config.filters)
 
 
 def open_or_prepare(config: Config, alone: bool = True) -> PreparedData:
@@ -131,9 +134,29 @@ def check(config: Config, prepared: PreparedData) -> None:
             f"({manifest['vocabulary']['file']}, sha256 {manifest['vocabulary']['sha256'][:12]}…): prepare again into "
             "another folder (DataConfig.prepared_dir), or name that model"
         )
+    _check_filters(config.filters, prepared)
     if data.languages is not None and sorted(data.languages) != manifest.get("languages"):
         held = {task.language for task in prepared.tasks}
         if missing := set(data.languages) ^ held:
             raise PreparedDataError(
                 f"DataConfig.languages and the languages of {prepared.folder} differ by {', '.join(sorted(missing))}"
+            )
+
+
+def _check_filters(filters: FilterConfig, prepared: PreparedData) -> None:
+    """Raises PreparedDataError if filters are named that the data was not prepared with. Where none is, any data will do."""
+    wanted, found = filters.changed(), prepared.manifest.get("settings", {}).get("filters", {})
+    if not wanted:
+        return
+    if filters.test_sets:
+        # By their digests, where the files are still at hand, else by their names.
+        digests = dict(map(tuple, found.get("test_sets", [])))
+        paths = [pathlib.Path(path) for path in filters.test_sets]
+        wanted["test_sets"] = [[p.name, digest_file(p) if p.is_file() else digests.get(p.name)] for p in paths]
+    for name in dict.fromkeys([*wanted, *found]):
+        now, was = wanted.get(name, "at its default"), found.get(name, "at its default")
+        if was != now:
+            raise PreparedDataError(
+                f"FilterConfig.{name} is {now}, but {prepared.folder} was prepared with {was}: change one, or prepare again "
+                "into another folder (DataConfig.prepared_dir)"
             )

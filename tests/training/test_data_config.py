@@ -11,6 +11,9 @@ import pytest
 
 from deltalm_jax import prepare
 from deltalm_jax.data.chunks import PreparedDataError
+from deltalm_jax.data.filtering import describe
+from deltalm_jax.data.filters import FilterConfig
+from deltalm_jax.data.filters.flags import parse_filters
 from deltalm_jax.data.stream import Stream
 from deltalm_jax.objectives import SpanCorruption, TranslationSpanCorruption
 from deltalm_jax.training.config import DataConfig
@@ -110,6 +113,35 @@ def test_data_of_other_lengths_is_refused(tmp_path):
     more = dataclasses.replace(plain, data=dataclasses.replace(plain.data, num_sentinels=101))
     with pytest.raises(PreparedDataError, match=r"DataConfig.num_sentinels is 101, but .* was prepared with 100"):
         check(more, prepared)
+
+
+def test_filters_go_to_the_preparation_and_are_compared_with_its(tmp_path):
+    test_set = tmp_path / "flores.txt"
+    test_set.write_text("a sentence\n")
+    bindings = ["FilterConfig.pair_max_overlap=0.8", f"FilterConfig.test_sets=['{test_set}']"]
+    config = load(["pretrain_tiny.gin"], [*runs.SMALL, *bindings])
+    parsed = prepare.parse_arguments(prepare_command(config, tmp_path)[3:])
+    assert parse_filters(parsed.filters) == config.filters
+
+    prepared = write_toy_data(tmp_path / "data", runs.TOY_TASKS)
+    settings = prepared.manifest.setdefault("settings", {})
+    plain = load(["pretrain_tiny.gin"], [*runs.SMALL])
+    with pytest.raises(PreparedDataError, match=r"pair_max_overlap is 0.8, but .* was prepared with .*default"):
+        check(config, prepared)
+    settings["filters"] = describe(config.filters)
+    check(config, prepared)
+    check(plain, prepared)  # says nothing of filters, and takes what there is
+    other = dataclasses.replace(config, filters=dataclasses.replace(config.filters, pair_max_overlap=0.9))
+    with pytest.raises(PreparedDataError, match=r"pair_max_overlap is 0.9, but .* was prepared with 0.8"):
+        check(other, prepared)
+    less = dataclasses.replace(config, filters=FilterConfig(pair_max_overlap=0.8))
+    with pytest.raises(PreparedDataError, match="FilterConfig.test_sets is at its default"):
+        check(less, prepared)
+    test_set.write_text("another sentence\n")
+    with pytest.raises(PreparedDataError, match="FilterConfig.test_sets"):
+        check(config, prepared)
+    test_set.unlink()  # known by its name then
+    check(config, prepared)
 
 
 def test_a_run_with_t5_sizing_reads_chunks_of_two_lengths(tmp_path):

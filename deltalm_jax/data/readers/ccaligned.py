@@ -21,19 +21,26 @@ ENGLISH = "en_XX"
 _PAIR_NAME = re.compile(r"^([a-z]{2,3}_[A-Za-z]{2,4}(?:_zaw)?)-([a-z]{2,3}_[A-Za-z]{2,4}(?:_zaw)?)\.tsv(\.xz|\.gz)?$")
 
 
-def read_ccaligned(path: str | Path, counts: Counter[str] | None = None, span: Span | None = None) -> Iterator[Pair]:
+def read_ccaligned(
+    path: str | Path,
+    counts: Counter[str] | None = None,
+    span: Span | None = None,
+    min_margin: float | None = None,
+) -> Iterator[Pair]:
     """Sentence pairs of a CCAligned file as (English, other), whichever column holds English.
 
     Args:
       path: `xx_YY-en_XX.tsv` or `en_XX-xx_YY.tsv`, plain, `.xz` or `.gz`.
       counts: of dropped rows, by reason: as `pairs.read_columns`.
       span: only the pairs of this piece of the file.
+      min_margin: drop pairs whose LASER margin is below.
 
     Raises:
       CorpusError: as `read_columns`, or the name does not say which side is English.
     """
     first, _ = pair_codes(path)
-    yield from read_columns(as_path(path), first == ENGLISH, Counter() if counts is None else counts, span)
+    counts = Counter() if counts is None else counts
+    yield from read_columns(as_path(path), first == ENGLISH, counts, span, min_margin)
 
 
 def read_ccaligned_documents(path: str | Path, counts: Counter[str] | None = None) -> Iterator[Pair]:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from deltalm_jax.data.filters.counting import count_before, count_dropped
 from deltalm_jax.data.readers.errors import CorpusError
 from deltalm_jax.data.readers.files import clean, read_lines
 from deltalm_jax.data.readers.spans import Span
@@ -16,7 +17,9 @@ Pair = tuple[str, str]
 _END = object()
 
 
-def read_columns(path: Path, english_first: bool, counts: Counter[str], span: Span | None = None) -> Iterator[Pair]:
+def read_columns(
+    path: Path, english_first: bool, counts: Counter[str], span: Span | None = None, min_margin: float | None = None
+) -> Iterator[Pair]:
     """Pairs (English, other) of a file with two columns and, it may be, a score, separated by tabs.
 
     Args:
@@ -26,6 +29,7 @@ def read_columns(path: Path, english_first: bool, counts: Counter[str], span: Sp
         columns), "margin" (a third column that is no number: a stray tab has shifted the columns), "empty" (a side
         without text).
       span: only the rows of this piece of the file, which begins and ends at a line's.
+      min_margin: pairs with a smaller score are dropped, and counted as filters count. Those without one stay.
 
     Raises:
       CorpusError: the file is missing, truncated, corrupt or not of the format its name says.
@@ -44,6 +48,10 @@ def read_columns(path: Path, english_first: bool, counts: Counter[str], span: Sp
         first, second = clean(columns[0]), clean(columns[1])
         if not first or not second:
             counts["empty"] += 1
+            continue
+        if min_margin is not None and len(columns) == 3 and float(columns[2]) < min_margin:
+            count_before([(first, second)], counts)
+            count_dropped("pair_min_margin", 1, len(first) + len(second), counts)
             continue
         yield (first, second) if english_first else (second, first)
 

@@ -20,7 +20,9 @@ _ENDINGS = ("", ".xz", ".gz")
 ENGLISH_SIDE = "en"
 
 
-def read_parallel(path: str | Path, counts: Counter[str] | None = None) -> Iterator[Pair]:
+def read_parallel(
+    path: str | Path, counts: Counter[str] | None = None, min_margin: float | None = None
+) -> Iterator[Pair]:
     """Pairs (English, other) of a file of two columns, or of two line-aligned files.
 
     Args:
@@ -28,6 +30,7 @@ def read_parallel(path: str | Path, counts: Counter[str] | None = None) -> Itera
         `news.sw`, beside which `news.en` lies. Each plain, `.xz` or `.gz`. Of `news.en` itself nothing is given: its lines
         come with the other side's. (It is among the files of a task all the same: what it holds is part of the text.)
       counts: of dropped rows, by reason: as `pairs.read_columns`, `pairs.pair_lines`.
+      min_margin: drop pairs whose score, in a third column, is below.
 
     Raises:
       CorpusError: the names do not say which side is English, a file is missing or damaged, or the two have unequal numbers
@@ -37,7 +40,7 @@ def read_parallel(path: str | Path, counts: Counter[str] | None = None) -> Itera
     counts = Counter() if counts is None else counts
     if is_columns(path):
         first, _ = column_codes(path)
-        yield from read_columns(path, is_english(first), counts)
+        yield from read_columns(path, is_english(first), counts, min_margin=min_margin)
         return
     code, english = aligned_code(path), english_beside(path)
     if code is None or english is None:
