@@ -12,6 +12,7 @@ from deltalm_jax.data.description.numbers import Histogram, ObjectiveDescription
 
 # Classes c1 … c8 of the style sheet; further reasons share the last.
 COLOURS = 8
+_PAGE_WIDTH = 1100.0
 _DROPPED_ROWS = 40
 
 
@@ -19,9 +20,9 @@ def rates(tasks: Sequence[TaskDescription]) -> str:
     """Of each language, the share that it has (ring) and the share that training draws (dot), on a logarithmic scale."""
     names = wording.labels(tasks)
     longest = max(map(len, names.values()))
-    step = 11.0 if len(tasks) > 60 else 16.0 if len(tasks) > 30 else 26.0
     left, top, height, bottom = 52.0, 10.0, 220.0, 14.0 + 6.2 * longest
-    width = max(left + step * len(tasks) + 12, 640.0)
+    # A page's width; more where the names would not fit under it, less where few would stand far apart.
+    width = min(max(_PAGE_WIDTH, left + 9.5 * len(tasks)), left + max(28.0 * len(tasks), 600.0))
     step = (width - left - 12) / len(tasks)
     values = [value for task in tasks for value in (task.share, task.rate)]
     low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)) - 1e-9)

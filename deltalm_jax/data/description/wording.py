@@ -22,8 +22,8 @@ def pieces_of(text: str) -> Iterator[tuple[str, bool]]:
 def percent(share: float) -> str:
     """A share in percent, with as many digits as tell small ones apart: 12.3 %, 0.45 %, 0 %."""
     value = 100 * share
-    if value == 0:
-        return "0 %"
+    if value in (0, 100):
+        return f"{value:.0f} %"
     if value < 0.005:
         return "< 0.01 %"
     return f"{value:.1f} %" if value >= 1 else f"{value:.2f} %"
