@@ -14,7 +14,14 @@ OBJECTIVES: dict[str, type[SpanCorruption]] = {
     "translation_span_corruption": TranslationSpanCorruption,
 }
 
-__all__ = ["OBJECTIVES", "Corrupted", "SpanCorruption", "TranslationSpanCorruption", "length_settings", "make_objective"]
+__all__ = [
+    "OBJECTIVES",
+    "Corrupted",
+    "SpanCorruption",
+    "TranslationSpanCorruption",
+    "length_settings",
+    "make_objective",
+]
 
 
 def make_objective(

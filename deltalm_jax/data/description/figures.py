@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from html import escape
 
 from deltalm_jax.data.description import wording
-from deltalm_jax.data.description.numbers import Histogram, ObjectiveDescription, TaskDescription
+from deltalm_jax.data.description.measurement import Histogram
+from deltalm_jax.data.description.numbers import ObjectiveDescription, TaskDescription
 
 # Classes c1 … c8 of the style sheet; further reasons share the last.
 COLOURS = 8
@@ -74,9 +75,10 @@ def histogram(values: Histogram, name: str, reference: int | None = None) -> str
         bounds = f"{low:,}" if low == high else f"{low:,} to {high:,}"
         marked = " full" if reference is not None and low <= reference <= high else ""
         parts.append(
-            f'<g><title>{bounds}: {number:,} ({wording.percent(number / total)})</title>'
+            f"<g><title>{bounds}: {number:,} ({wording.percent(number / total)})</title>"
             f'<rect class="bar{marked}" x="{x + 1:.1f}" width="{step - 2:.1f}" y="{top + height - tall:.1f}" '
-            f'height="{tall:.1f}" rx="1.5"/><rect class="hit" x="{x:.1f}" width="{step:.1f}" y="{top}" height="{height}"/></g>'
+            f'height="{tall:.1f}" rx="1.5"/>'
+            f'<rect class="hit" x="{x:.1f}" width="{step:.1f}" y="{top}" height="{height}"/></g>'
         )
         if i % every == (count - 1) % every:
             parts.append(
@@ -113,7 +115,9 @@ def dropped(tasks: Sequence[TaskDescription], colours: dict[str, int]) -> str:
     parts = []
     for share in ticks:
         x = left + scale * share
-        parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{top + row_height * len(rows):.1f}"/>')
+        parts.append(
+            f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{top + row_height * len(rows):.1f}"/>'
+        )
         parts.append(f'<text class="tick" x="{x:.1f}" y="{top - 6}" text-anchor="middle">{100 * share:g} %</text>')
     for i, (task, shares) in enumerate(rows):
         y, x = top + row_height * i, left

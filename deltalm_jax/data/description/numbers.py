@@ -11,43 +11,21 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from deltalm_jax.data.chunks import VOCABULARY_MODEL, PreparedData, PreparedTask
+from deltalm_jax.data.description.measurement import Histogram, Sampled, measure, segment_lengths
 from deltalm_jax.data.piece_table import PieceTable
 from deltalm_jax.data.stream import Objective, Stream
-from deltalm_jax.data.vocabulary import BOS_ID, EOS_ID, PAD_ID, UNK_ID, Vocabulary
+from deltalm_jax.data.vocabulary import PAD_ID, Vocabulary
 from deltalm_jax.objectives.hashing import hash_keys, string_key
 
 SAMPLE_CHUNKS = 64
 EXAMPLES = 6
 _BATCH_ROWS = 1024
 _CHUNK_LENGTH_BINS = 16
-
-
-@dataclasses.dataclass(frozen=True)
-class Histogram:
-    """Counts of whole numbers: `counts[i]` of them lie in `edges[i]` … `edges[i + 1] - 1`."""
-
-    edges: tuple[int, ...]
-    counts: tuple[int, ...]
-
-    @classmethod
-    def of(cls, values: np.ndarray, edges: Sequence[int]) -> Histogram:
-        """Counts values into the bins between edges; the edges enclose all values.
-
-        Raises:
-          ValueError: a value lies outside.
-        """
-        values = np.asarray(values, np.int64)
-        if values.size and not (edges[0] <= values.min() and values.max() < edges[-1]):
-            raise ValueError(f"values from {values.min()} to {values.max()} in bins from {edges[0]} to {edges[-1]}")
-        places = np.searchsorted(np.asarray(edges), values, side="right") - 1
-        counts = np.bincount(places, minlength=len(edges) - 1)
-        return cls(tuple(map(int, edges)), tuple(map(int, counts)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,27 +45,6 @@ class Left:
     dropped_characters: Mapping[str, int]
     characters_before: int | None
     units_before: int | None
-
-
-@dataclasses.dataclass(frozen=True)
-class Sampled:
-    """What the ids of some chunks tell.
-
-    Attributes:
-      chunks, tokens: how many were looked at; specials included.
-      unknown: ids of `<unk>`.
-      byte_pieces: ids that spell a byte.
-      text_tokens: ids that stand for text: neither specials nor unknown.
-      characters, utf8_bytes: of the text they stand for, as SentencePiece normalised it, spaces included.
-    """
-
-    chunks: int
-    tokens: int
-    unknown: int
-    byte_pieces: int
-    text_tokens: int
-    characters: int
-    utf8_bytes: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -278,35 +235,6 @@ def describe(
     )
 
 
-def measure(tokens_BL: np.ndarray, table: PieceTable) -> Sampled:
-    """Counts unknowns, bytes, characters of some chunks, padded with 0."""
-    ids = tokens_BL[tokens_BL != PAD_ID]
-    return Sampled(
-        chunks=len(tokens_BL),
-        tokens=len(ids),
-        unknown=int((ids == UNK_ID).sum()),
-        byte_pieces=int(table.is_byte_V[ids].sum()),
-        text_tokens=int((table.bytes_V[ids] > 0).sum()),
-        characters=int(table.characters_V[ids].sum()),
-        utf8_bytes=int(table.bytes_V[ids].sum()),
-    )
-
-
-def segment_lengths(tokens_BL: np.ndarray, lengths_B: np.ndarray) -> np.ndarray:
-    """Ids of the paragraphs (or sides of pairs) that lie whole in a chunk, `</s>` not counted; int64 [segments].
-
-    A segment begins behind `<s>` or `</s>` and ends at `</s>`. What a chunk begins with without `<s>` is the rest of a
-    paragraph, or may be; it is left out, and so is what its end cuts off.
-    """
-    found = []
-    for tokens_L, length in zip(tokens_BL, lengths_B, strict=True):
-        tokens_L = tokens_L[:length]
-        edges = np.flatnonzero((tokens_L == BOS_ID) | (tokens_L == EOS_ID))
-        closed = tokens_L[edges[1:]] == EOS_ID
-        found.append((np.diff(edges) - 1)[closed])
-    return np.concatenate(found) if found else np.zeros(0, np.int64)
-
-
 def _sample(data: PreparedData, index: int, most: int) -> tuple[np.ndarray, np.ndarray]:
     """Training chunks of a task at equal distances: tokens_BL and lengths_B."""
     count = data.chunk_count(index, "train")
@@ -348,7 +276,11 @@ def _left(splits: Sequence[Mapping[str, Any]]) -> Left:
     splits = list(splits)
     before = summed("before")
     return Left(
-        summed("dropped"), summed("changed"), summed("dropped_characters"), before.get("characters"), before.get("units")
+        summed("dropped"),
+        summed("changed"),
+        summed("dropped_characters"),
+        before.get("characters"),
+        before.get("units"),
     )
 
 
@@ -397,7 +329,8 @@ def _describe_objective(
 def _of_several_scripts(indices: Sequence[int], tasks: Sequence[PreparedTask], most: int) -> list[int]:
     """Some of the tasks given, largest first: of each script the first, then others in their order."""
     scripts: set[str] = set()
-    first, others = [], []
+    first: list[int] = []
+    others: list[int] = []
     for index in indices:
         script = tasks[index].groups.get("script", tasks[index].language)
         (others if script in scripts else first).append(index)
@@ -405,9 +338,7 @@ def _of_several_scripts(indices: Sequence[int], tasks: Sequence[PreparedTask], m
     return (first + others)[:most]
 
 
-def _example(
-    data: PreparedData, index: int, objective: Objective, vocabulary: Vocabulary, seed: int
-) -> Example:
+def _example(data: PreparedData, index: int, objective: Objective, vocabulary: Vocabulary, seed: int) -> Example:
     """The chunk in the middle of a task, corrupted with one mask out of those that training draws from."""
     task = data.tasks[index]
     chunk = data.chunk_count(index, "train") // 2

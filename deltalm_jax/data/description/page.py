@@ -25,7 +25,7 @@ def as_html(description: Description) -> str:
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{name}</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
-        f'{_head(description)}<main>\n{_navigation(description)}{sections}{_origin(description)}</main>\n'
+        f"{_head(description)}<main>\n{_navigation(description)}{sections}{_origin(description)}</main>\n"
         "<footer>Made by <code>python -m deltalm_jax.prepare --describe</code>. Counts of tokens, chunks and what was "
         f"dropped are exact; what is said of ids was measured on up to {description.sample_chunks:,} chunks of each task."
         "</footer>\n</body>\n</html>\n"
@@ -104,7 +104,7 @@ def _lengths(objective: ObjectiveDescription) -> str:
     return (
         f'<div class="pair" id="{escape(objective.name)}-lengths">'
         f'<figure class="panel whole" style="margin:0 0 16px"><h3>Ids in a chunk</h3>'
-        f'<figcaption>{percent(full)} hold {low:,} to {high:,} of {objective.chunk_length:,}</figcaption>'
+        f"<figcaption>{percent(full)} hold {low:,} to {high:,} of {objective.chunk_length:,}</figcaption>"
         f"{figures.histogram(objective.chunk_lengths, 'ids in a chunk', objective.chunk_length)}</figure>"
         f'<figure class="panel whole" style="margin:0 0 16px"><h3>Ids in {segments}</h3>'
         f"<figcaption>those that lie whole in a chunk; bins double in width</figcaption>"
@@ -136,8 +136,8 @@ def _languages(objective: ObjectiveDescription, description: Description) -> str
     _, whole = wording.dropped_shares(objective.tasks[0])
     return (
         f'<div class="panel" id="{escape(objective.name)}-languages"><h3>Languages</h3><p class="note">Epochs: how often a '
-        f"language's chunks come up in {description.steps:,} steps; more than {_MANY_EPOCHS:g} are marked. Unknown and byte pieces: shares of the tokens. Dropped: "
-        f"share of the {whole} that were read.</p>"
+        f"language's chunks come up in {description.steps:,} steps; more than {_MANY_EPOCHS:g} are marked. "
+        f"Unknown and byte pieces: shares of the tokens. Dropped: share of the {whole} that were read.</p>"
         f'<div class="scroll"><table><thead><tr><th>language</th><th style="text-align:left">script</th>{head}</tr></thead>'
         f"<tbody>{rows}</tbody><tfoot><tr><th>all</th><td></td>{foot}</tr></tfoot></table></div></div>\n"
     )
@@ -196,7 +196,7 @@ def _example(example: Example) -> str:
     script = f", {escape(example.script)}" if example.script else ""
     return (
         f'<div class="example"><h4>{escape(example.language)}{script}<span>{escape(example.task)}, chunk '
-        f"{example.chunk:,}</span></h4><div class=\"sides\"><div><h5>inputs</h5>"
+        f'{example.chunk:,}</span></h4><div class="sides"><div><h5>inputs</h5>'
         f'<div class="chunk" lang="{language}" tabindex="0">{_paragraphs(example.inputs)}</div></div>'
         f'<div><h5>targets</h5><div class="chunk targets" lang="{language}" dir="{_direction(example.targets)}" '
         f'tabindex="0">{_spans(example.targets)}</div>'

@@ -12,7 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from deltalm_jax.data.description import wording
-from deltalm_jax.data.description.numbers import Description, Example, Histogram, ObjectiveDescription
+from deltalm_jax.data.description.measurement import Histogram
+from deltalm_jax.data.description.numbers import Description, Example, ObjectiveDescription
 from deltalm_jax.data.description.wording import percent, ratio, short
 
 _BAR, _BARS = 24, " ▏▎▍▌▋▊▉█"
@@ -142,7 +143,8 @@ def _example(example: Example) -> RenderableType:
 
 
 def _cut(parts: Sequence[tuple[str, bool]]) -> list[tuple[str, bool]]:
-    kept, size = [], 0
+    kept: list[tuple[str, bool]] = []
+    size = 0
     for part, special in parts:
         if size + len(part) > _EXAMPLE_CHARACTERS and kept:
             break

@@ -76,9 +76,7 @@ def training(description: Description) -> str:
     """The training that rates and epochs speak of, in one line."""
     batches = " + ".join(f"{o.batch_size:,} of {title(o.name)}" for o in description.objectives)
     exponents = sorted({o.sampling_exponent for o in description.objectives})
-    return (
-        f"{description.steps:,} steps of {batches}; rates ∝ tokens ^ {' and '.join(f'{e:g}' for e in exponents)}"
-    )
+    return f"{description.steps:,} steps of {batches}; rates ∝ tokens ^ {' and '.join(f'{e:g}' for e in exponents)}"
 
 
 def dropped_shares(task: TaskDescription) -> tuple[dict[str, float], str]:
