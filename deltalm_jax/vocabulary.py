@@ -204,6 +204,8 @@ def _extend(flags: argparse.Namespace, console: Console) -> None:
     _check_output(flags)
     old = Vocabulary.load(flags.vocabulary)
     samples = _sample(flags, console, flags.sample_mb * _MB, flags.exponent)
+    if codes := _codes(flags):  # not English, which comes along with pairs
+        samples = [sample for sample in samples if sample.language in codes]
     texts = [text for sample in samples for text in sample.texts]
     extension = extend(
         old.model, texts, flags.num_pieces, weight=flags.weight, user_symbols=_symbols(flags),
@@ -236,7 +238,7 @@ def _report(flags: argparse.Namespace, console: Console) -> None:
     samples = _sample(flags, console, flags.sample_kb * 1000 * len(codes), 0.0, inputs)
     fits = {sample.language: [fit(vocabulary, sample.texts) for vocabulary in vocabularies] for sample in samples}
     changed: dict[str, float] = {}
-    if len(vocabularies) == 2 and is_extension(vocabularies[0].model, vocabularies[1].model):
+    if len(vocabularies) == 2 and is_extension(*vocabularies):
         changed = {sample.language: changed_share(vocabularies[0], vocabularies[1], sample.texts) for sample in samples}
     Console(highlight=False, soft_wrap=True).print(_comparison(vocabularies, fits, changed))
     if flags.json:
@@ -250,6 +252,10 @@ def _report(flags: argparse.Namespace, console: Console) -> None:
 
 def _symbols(flags: argparse.Namespace) -> tuple[str, ...]:
     return tuple(flags.user_symbols.split(",")) if flags.user_symbols else ()
+
+
+def _codes(flags: argparse.Namespace) -> list[str] | None:
+    return [code.strip() for code in flags.languages.split(",")] if flags.languages else None
 
 
 def _check_output(flags: argparse.Namespace) -> None:
@@ -269,7 +275,7 @@ def _inputs(flags: argparse.Namespace) -> list[TextSource]:
         # Tasks need a vocabulary to be registered; only their text is read here.
         options = {
             "data_dir": None if flags.data_dir == SAMPLE else flags.data_dir,
-            "languages": [code.strip() for code in flags.languages.split(",")] if flags.languages else None,
+            "languages": _codes(flags),
         }
         registration = Registration(Vocabulary.load(SAMPLE_DIR / "vocabulary.model"), options, flags.task_module)
         registration.register()

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 
 import sentencepiece
 
-from deltalm_jax.data.vocabulary import UNK_ID
+from deltalm_jax.data.vocabulary import UNK_ID, Vocabulary
 from deltalm_jax.data.vocabulary_training import TrainerSettings, VocabularyTrainingError, check_symbols, train
 
 # The weight w of the new text's model in the mixture; docs/vocabulary.md compares some.
@@ -120,13 +120,9 @@ def spell(model: bytes, pieces: Sequence[str]) -> list[list[int]]:
     return processor.encode([piece.replace(_SPACE, " ") for piece in pieces], out_type=int, num_threads=1)
 
 
-def is_extension(old: bytes, new: bytes) -> bool:
+def is_extension(old: Vocabulary, new: Vocabulary) -> bool:
     """Whether `new` has all pieces of `old` with the same ids, and more."""
-    pieces = []
-    for model in (old, new):
-        processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-        pieces.append([processor.id_to_piece(i) for i in range(processor.get_piece_size())])
-    return len(pieces[0]) < len(pieces[1]) and pieces[1][: len(pieces[0])] == pieces[0]
+    return old.num_pieces < new.num_pieces and new.pieces()[: old.num_pieces] == old.pieces()
 
 
 def _new_scores(

@@ -43,6 +43,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="with --describe: languages are drawn in proportion to (tokens) ** X (default: %(default)s)",
     )  # fmt: skip
     group.add_argument(
+        "--max_epochs", type=float, metavar="X",
+        help="with --describe: how often a task's chunks may come up in these steps (DataConfig.max_epochs; default: no limit)",
+    )  # fmt: skip
+    group.add_argument(
         "--sample_chunks", type=int, default=SAMPLE_CHUNKS, metavar="N",
         help="with --describe: chunks of each task that are read (default: %(default)s)",
     )  # fmt: skip
@@ -53,6 +57,8 @@ def check_flags(flags: argparse.Namespace, parser: argparse.ArgumentParser) -> N
     for name in ("steps", "batch_size", "sample_chunks"):
         if getattr(flags, name) < 1:
             parser.error(f"--{name} must be at least 1, found {getattr(flags, name)}")
+    if flags.max_epochs is not None and not flags.max_epochs > 0:
+        parser.error(f"--max_epochs must be above 0, found {flags.max_epochs}")
     if not 0 <= flags.sampling_exponent <= 1:
         parser.error(f"--sampling_exponent must lie in [0, 1], found {flags.sampling_exponent}")
 
@@ -67,7 +73,13 @@ def run(flags: argparse.Namespace) -> None:
     data = PreparedData.open(flags.describe)
     _, sizing = length_settings(data.chunk_lengths)
     objectives = {
-        name: Objective(make_objective(name, sizing=sizing), flags.batch_size, flags.sampling_exponent)
+        name: Objective(
+            make_objective(name, sizing=sizing),
+            flags.batch_size,
+            flags.sampling_exponent,
+            flags.max_epochs,
+            flags.steps,
+        )
         for name in data.chunk_lengths
     }
     description = describe(data, objectives, flags.steps, sample_chunks=flags.sample_chunks)
