@@ -185,10 +185,9 @@ def _read_native(request: Request) -> Converted:
     saved = open_model(request.input)
     old, vocabulary = None, saved.vocabulary
     if request.vocabulary:
-        vocabulary = _extension_of(request, saved.vocabulary)
-        old, vocabulary = (
-            (saved.vocabulary, vocabulary) if vocabulary else (None, _load_vocabulary(request, request.vocabulary))
-        )
+        extension = _extension_of(request, saved.vocabulary)
+        old = saved.vocabulary if extension else None
+        vocabulary = extension or _load_vocabulary(request, request.vocabulary)
     params = jax.tree.map(np.asarray, saved.read(abstract_params(saved.config)))
     return _with_rows(request, saved.config, params, vocabulary, old, (), saved.origin)
 

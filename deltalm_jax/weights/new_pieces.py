@@ -32,10 +32,8 @@ def move_rows(table_VD: np.ndarray, old: Vocabulary, new: Vocabulary, key: jax.A
     """
     first, last = old.num_pieces + 1, new.num_pieces + 1
     rows = len(table_VD)
-    if rows <= old.mask_id:
-        size = last
-    else:
-        size = new.mask_id + 1 if rows <= old.sentinel_start else new.size
+    has_mask, has_sentinels = rows > old.mask_id, rows > old.sentinel_start
+    size = new.size if has_sentinels else last + has_mask
     out = np.array(with_new_rows(np.asarray(table_VD[:first]), size, key))
     drawn = 0
     pieces = [piece for piece, _ in new.pieces()[old.num_pieces :]]
@@ -44,9 +42,9 @@ def move_rows(table_VD: np.ndarray, old: Vocabulary, new: Vocabulary, key: jax.A
         if known:
             out[row] = np.mean(table_VD[known], axis=0)
         drawn += not known
-    if rows > old.mask_id:
+    if has_mask:
         out[new.mask_id] = table_VD[old.mask_id]
-    if rows > old.sentinel_start:
+    if has_sentinels:
         count = min(old.num_sentinels, new.num_sentinels, rows - old.sentinel_start)
         out[new.sentinel_start : new.sentinel_start + count] = table_VD[old.sentinel_start : old.sentinel_start + count]
     unknown = f", {drawn} of unknown characters drawn" if drawn else ""

@@ -17,6 +17,7 @@ from deltalm_jax.data.stream import Objective
 from deltalm_jax.objectives import length_settings, make_objective
 
 # Those of `configs/pretrain_base.gin`.
+_WIDTH = 140  # of text that goes into a file
 STEPS, BATCH_SIZE, SAMPLING_EXPONENT = 600_000, 1024, 0.3
 
 
@@ -44,7 +45,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument(
         "--max_epochs", type=float, metavar="X",
-        help="with --describe: how often a task's chunks may come up in these steps (DataConfig.max_epochs; default: no limit)",
+        help="with --describe: DataConfig.max_epochs, how often a task's chunks may come up in these steps (default: no limit)",
     )  # fmt: skip
     group.add_argument(
         "--sample_chunks", type=int, default=SAMPLE_CHUNKS, metavar="N",
@@ -83,7 +84,8 @@ def run(flags: argparse.Namespace) -> None:
         for name in data.chunk_lengths
     }
     description = describe(data, objectives, flags.steps, sample_chunks=flags.sample_chunks)
-    text.show(description, Console(highlight=False))
+    console = Console(highlight=False)
+    text.show(description, console if console.is_terminal else Console(highlight=False, width=_WIDTH))
     if flags.html:
         write_atomically(flags.html, page.as_html(description))
     if flags.json:

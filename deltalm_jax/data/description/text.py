@@ -22,11 +22,11 @@ _EXAMPLE_CHARACTERS = 600
 
 def show(description: Description, console: Console) -> None:
     """Prints everything."""
-    console.print(as_text(description))
+    console.print(as_text(description, console.width))
 
 
-def as_text(description: Description) -> RenderableType:
-    """Everything, to be printed by rich."""
+def as_text(description: Description, width: int) -> RenderableType:
+    """Everything, to be printed by rich on so many columns; tables leave out what does not fit."""
     told = description.vocabulary
     head = Table.grid(padding=(0, 2))
     head.add_column(style="dim")
@@ -42,13 +42,13 @@ def as_text(description: Description) -> RenderableType:
         head.add_row(name, Text(value))
     parts: list[RenderableType] = [head]
     for objective in description.objectives:
-        parts += _objective(objective)
+        parts += _objective(objective, width)
     if description.without_validation:
         parts.append(Text(f"\nwithout held-out text: {', '.join(description.without_validation)}"))
     return Group(*parts)
 
 
-def _objective(objective: ObjectiveDescription) -> list[RenderableType]:
+def _objective(objective: ObjectiveDescription, width: int) -> list[RenderableType]:
     tokens = objective.total("tokens")
     facts = Table.grid(padding=(0, 2))
     facts.add_column(style="dim")
@@ -73,7 +73,7 @@ def _objective(objective: ObjectiveDescription) -> list[RenderableType]:
         Rule(Text(wording.title(objective.name), style="bold"), align="left", style="dim"),
         facts,
         Text(),
-        _table(objective),
+        _table(objective, width),
         Text(),
         _histogram("ids in a chunk", objective.chunk_lengths),
         Text(),
@@ -82,24 +82,30 @@ def _objective(objective: ObjectiveDescription) -> list[RenderableType]:
     ]
 
 
-def _table(objective: ObjectiveDescription) -> Table:
+def _table(objective: ObjectiveDescription, width: int) -> Table:
+    """A row a task. Columns go with the space that there is: the third number says from how many columns on."""
+    columns = [
+        ("", "left", 0), ("script", "left", 118), ("tokens", "right", 0), ("share", "right", 0), ("rate", "right", 0),
+        ("", "left", 130), ("epochs", "right", 0), ("chunks", "right", 90), ("padding", "right", 100), ("unknown", "right", 0),
+        ("bytes", "right", 110), ("chars/token", "right", 110), ("dropped", "right", 0), ("held out", "right", 80),
+    ]  # fmt: skip
+    shown = [i for i, (_, _, least) in enumerate(columns) if width >= least]
     table = Table(box=None, pad_edge=False, header_style="dim", collapse_padding=True)
+    for i in shown:
+        name, justify, _ = columns[i]
+        table.add_column(name, justify="left" if justify == "left" else "right", no_wrap=True)
     names = wording.labels(objective.tasks)
-    for column in (
-        "", "script", "tokens", "share", "rate", "", "epochs", "chunks", "padding", "unknown", "bytes", "chars/token",
-        "dropped", "held out",
-    ):  # fmt: skip
-        table.add_column(column, justify="left" if column in ("", "script") else "right", no_wrap=True)
     most = max(task.rate for task in objective.tasks)
     for task in objective.tasks:
         sampled, (dropped, _) = task.sampled, wording.dropped_shares(task)
-        table.add_row(
+        cells = (
             Text(names[task.name], style="bold"), task.script, f"{task.tokens:,}", percent(task.share), percent(task.rate),
             Text(_bar(task.rate / most, 10), style="cyan"), wording.epochs(task.epochs), f"{task.chunks:,}",
             percent(task.padding / (task.tokens + task.padding)), percent(sampled.unknown / sampled.tokens),
             percent(sampled.byte_pieces / sampled.tokens), ratio(sampled.characters, sampled.text_tokens),
             percent(sum(dropped.values())), f"{task.held_out_tokens:,}",
         )  # fmt: skip
+        table.add_row(*(cells[i] for i in shown))
     return table
 
 
