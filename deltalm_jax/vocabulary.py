@@ -348,26 +348,25 @@ def _show_samples(samples: Sequence[LanguageSample]) -> None:
 
 
 def _comparison(vocabularies: Sequence[Vocabulary], fits: dict[str, list[Fit]], changed: dict[str, float]) -> Table:
-    """One row a language; of two vocabularies, each cell has the first's number and the second's."""
-    title = " | ".join(f"{vocabulary.file_name}, {vocabulary.num_pieces:,} pieces" for vocabulary in vocabularies)
-    table = Table(box=None, pad_edge=False, header_style="dim", title=title, title_justify="left")
-    columns = ("tokens/word", "tokens/character", "bytes/token", "unknown", "byte pieces")
+    """Of each language a row for each vocabulary."""
+    titles = [f"{i}: {v.file_name}, {v.num_pieces:,} pieces" for i, v in enumerate(vocabularies, start=1)]
+    table = Table(box=None, pad_edge=False, header_style="dim", title="\n".join(titles), title_justify="left")
     table.add_column("", no_wrap=True)
-    for column in (*columns, *(["changed"] if changed else [])):
+    several = len(vocabularies) > 1
+    columns = ["tokens/word", "tokens/character", "bytes/token", "unknown", "byte pieces"]
+    for column in [*([""] if several else []), *columns, *(["changed"] if changed else [])]:
         table.add_column(column, justify="right", no_wrap=True)
-
-    def cell(values: Sequence[float | None], form: str) -> str:
-        return " | ".join("–" if value is None else form.format(value) for value in values)
-
     for code, both in fits.items():
-        cells = [
-            cell([one.tokens_per_word for one in both], "{:.2f}"),
-            cell([one.tokens_per_character for one in both], "{:.3f}"),
-            cell([one.bytes_per_token for one in both], "{:.2f}"),
-            cell([one.unknown_share for one in both], "{:.2%}"),
-            cell([one.byte_share for one in both], "{:.2%}"),
-        ]
-        table.add_row(code, *cells, *([f"{changed[code]:.2%}"] if changed else []))
+        for number, one in enumerate(both, start=1):
+            cells = [
+                "–" if one.tokens_per_word is None else f"{one.tokens_per_word:.2f}",
+                f"{one.tokens_per_character:.3f}",
+                f"{one.bytes_per_token:.2f}",
+                f"{one.unknown_share:.2%}",
+                f"{one.byte_share:.2%}",
+                *([f"{changed[code]:.2%}" if number == 2 else ""] if changed else []),
+            ]
+            table.add_row("" if number > 1 else code, *([str(number)] if several else []), *cells)
     return table
 
 

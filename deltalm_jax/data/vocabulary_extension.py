@@ -128,17 +128,19 @@ def is_extension(old: Vocabulary, new: Vocabulary) -> bool:
 def _new_scores(
     model: bytes, spec: object, texts: Iterable[str], num_pieces: int, character_coverage: float, num_threads: int
 ) -> dict[str, float]:
-    """Pieces and scores of a model of the new text alone, twice as large: half of it, the old one may have already."""
+    """Pieces and scores of a model of the new text alone: all characters, and twice as many more, since the old model may
+    have half of them already."""
     normalizer = sentencepiece.SentencePieceNormalizer(model_proto=model)
+    normalised = [normalizer.normalize(text) for text in texts]
+    characters = len(set().union(*normalised))
     settings = TrainerSettings(
-        num_pieces=2 * num_pieces + 3,
+        num_pieces=2 * num_pieces + characters + 3,
         character_coverage=character_coverage,
         byte_fallback=False,
         normalization="identity",
         split_digits=bool(getattr(spec, "split_digits", False)),
         num_threads=num_threads,
     )
-    normalised = [normalizer.normalize(text) for text in texts]
     trained = sentencepiece.SentencePieceProcessor(model_proto=train(normalised, settings, exactly=False))
     ordinary = range(3, trained.get_piece_size())
     return {trained.id_to_piece(i): trained.get_score(i) for i in ordinary if trained.id_to_piece(i) != _SPACE}

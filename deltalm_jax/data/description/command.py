@@ -45,7 +45,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument(
         "--max_epochs", type=float, metavar="X",
-        help="with --describe: DataConfig.max_epochs, how often a task's chunks may come up in these steps (default: no limit)",
+        help="with --describe: DataConfig.max_epochs, how often a task's chunks may come up (default: no limit)",
     )  # fmt: skip
     group.add_argument(
         "--sample_chunks", type=int, default=SAMPLE_CHUNKS, metavar="N",

@@ -86,7 +86,8 @@ def _table(objective: ObjectiveDescription, width: int) -> Table:
     """A row a task. Columns go with the space that there is: the third number says from how many columns on."""
     columns = [
         ("", "left", 0), ("script", "left", 118), ("tokens", "right", 0), ("share", "right", 0), ("rate", "right", 0),
-        ("", "left", 130), ("epochs", "right", 0), ("chunks", "right", 90), ("padding", "right", 100), ("unknown", "right", 0),
+        ("", "left", 130),
+        ("epochs", "right", 0), ("chunks", "right", 90), ("padding", "right", 100), ("unknown", "right", 0),
         ("bytes", "right", 110), ("chars/token", "right", 110), ("dropped", "right", 0), ("held out", "right", 80),
     ]  # fmt: skip
     shown = [i for i, (_, _, least) in enumerate(columns) if width >= least]
