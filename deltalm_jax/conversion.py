@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from deltalm_jax.data.vocabulary import DEFAULT_NUM_SENTINELS, Vocabulary, padded_size
+from deltalm_jax.data.vocabulary_extension import is_extension
 from deltalm_jax.errors import UserError
 from deltalm_jax.model.config import ModelConfig
 from deltalm_jax.model.deltalm import Params
@@ -26,6 +27,7 @@ from deltalm_jax.weights import deltalm
 from deltalm_jax.weights.files import config_json, vocabulary_file
 from deltalm_jax.weights.model_folder import write_model
 from deltalm_jax.weights.names import FFN_ORDERS
+from deltalm_jax.weights.new_pieces import move_rows
 from deltalm_jax.weights.state_dict import MAX_PADDING_ROWS, abstract_params
 from deltalm_jax.weights.tensors import WeightsError
 from deltalm_jax.weights.xlm_roberta import read_xlm_roberta
@@ -52,7 +54,8 @@ class Request:
       num_decoder_layers: of an encoder; None makes the decoder as large as the encoder.
       decoder_output_rms: of an encoder, see `warm_start`.
       num_heads: attention heads; None takes those of a configuration beside the weights or of the published models.
-      vocabulary: SentencePiece model; None takes the one beside the weights, if there is one.
+      vocabulary: SentencePiece model; None takes the one beside the weights, if there is one. An extension of that one
+        (`python -m deltalm_jax.vocabulary extend`) gives the model rows for its new pieces.
       num_sentinels: sentinels of the vocabulary; None is 100.
       sentinel_layout: None is "after_mask" (250,002 to 250,101 in the released models); or "last_rows" (250,004 to
         250,103).
@@ -131,21 +134,24 @@ def convert(request: Request) -> Converted:
 def _read(request: Request) -> Converted:
     if request.source == "native":
         return _read_native(request)
-    file = request.vocabulary or vocabulary_file(request.input)
-    vocabulary = _load_vocabulary(request, file) if file else None
+    old, vocabulary = _vocabularies(request)
     if request.source == "xlm_roberta":
-        return _from_encoder(request, vocabulary)
+        return _from_encoder(request, vocabulary, old)
     if request.source == "deltalm":
         config, params, notes = deltalm.read_fairseq(
             request.input, request.ffn_order or FFN_ORDERS[0], request.num_heads
         )
     else:
         config, params, notes = deltalm.read_hugging_face(request.input, request.num_heads)
-    return _with_rows(request, config, params, vocabulary, notes, {})
+    return _with_rows(request, config, params, vocabulary, old, notes, {})
 
 
-def _from_encoder(request: Request, vocabulary: Vocabulary | None) -> Converted:
-    encoder = read_xlm_roberta(request.input, vocabulary, request.num_heads)
+def _from_encoder(request: Request, vocabulary: Vocabulary | None, old: Vocabulary | None) -> Converted:
+    encoder = read_xlm_roberta(request.input, old or vocabulary, request.num_heads)
+    if old and vocabulary:
+        table, note = move_rows(encoder.params["token_embedding"], old, vocabulary, _key_of_rows(request))
+        params = encoder.params | {"token_embedding": table}
+        encoder = dataclasses.replace(encoder, params=params, notes=(*encoder.notes, note))
     initialize = request.initialize or INITIALIZATIONS[0]
     rows, layers = len(encoder.params["token_embedding"]), encoder.config.num_encoder_layers
     sentinels = request.num_sentinels or DEFAULT_NUM_SENTINELS
@@ -177,9 +183,13 @@ def _from_encoder(request: Request, vocabulary: Vocabulary | None) -> Converted:
 
 def _read_native(request: Request) -> Converted:
     saved = open_model(request.input)
-    vocabulary = _load_vocabulary(request, request.vocabulary) if request.vocabulary else saved.vocabulary
+    old, vocabulary = None, saved.vocabulary
+    if request.vocabulary:
+        extension = _extension_of(request, saved.vocabulary)
+        old = saved.vocabulary if extension else None
+        vocabulary = extension or _load_vocabulary(request, request.vocabulary)
     params = jax.tree.map(np.asarray, saved.read(abstract_params(saved.config)))
-    return _with_rows(request, saved.config, params, vocabulary, (), saved.origin)
+    return _with_rows(request, saved.config, params, vocabulary, old, (), saved.origin)
 
 
 def _with_rows(
@@ -187,16 +197,19 @@ def _with_rows(
     config: ModelConfig,
     params: Params,
     vocabulary: Vocabulary | None,
+    old: Vocabulary | None,
     notes: tuple[str, ...],
     origin: dict[str, Any],
 ) -> Converted:
-    """A DeltaLM with as many token rows as asked for; by default with those it has."""
+    """A DeltaLM with as many token rows as asked for; by default with those it has.
+
+    Where `old` is given, `vocabulary` is an extension of it: the table is one of `old`, and is first moved.
+    """
+    _check_rows(request, params, old or vocabulary)
+    if old and vocabulary:
+        table, note = move_rows(params["token_embedding"], old, vocabulary, _key_of_rows(request))
+        params, notes = params | {"token_embedding": table}, (*notes, note)
     rows = len(params["token_embedding"])
-    if vocabulary is not None and not vocabulary.mask_id <= rows <= vocabulary.size + MAX_PADDING_ROWS:
-        raise WeightsError(
-            f"{request.input}: the token table has {rows:,} rows, but the vocabulary {vocabulary.file_name} with its "
-            f"sentinels asks for {vocabulary.mask_id:,} to {vocabulary.size:,}: model and vocabulary do not belong together"
-        )
     size = rows if request.vocab_size is None else request.vocab_size
     if size > rows:
         table = with_new_rows(params["token_embedding"], size, jax.random.key(request.seed))
@@ -211,6 +224,42 @@ def _with_rows(
         )
     config = dataclasses.replace(config, vocab_size=size)
     return Converted(config, params | {"token_embedding": table}, vocabulary, origin | _origin(request), notes)
+
+
+def _check_rows(request: Request, params: Params, vocabulary: Vocabulary | None) -> None:
+    """Rows of the token table; raises where they cannot be this vocabulary's."""
+    rows = len(params["token_embedding"])
+    if vocabulary is not None and not vocabulary.mask_id <= rows <= vocabulary.size + MAX_PADDING_ROWS:
+        raise WeightsError(
+            f"{request.input}: the token table has {rows:,} rows, but the vocabulary {vocabulary.file_name} with its "
+            f"sentinels asks for {vocabulary.mask_id:,} to {vocabulary.size:,}: model and vocabulary do not belong together"
+        )
+
+
+def _key_of_rows(request: Request) -> jax.Array:
+    return jax.random.fold_in(jax.random.key(request.seed), 2)  # other bits than those of the rows behind
+
+
+def _vocabularies(request: Request) -> tuple[Vocabulary | None, Vocabulary | None]:
+    """The model's own vocabulary where it is extended, else None; and the one that it is to have."""
+    beside = vocabulary_file(request.input)
+    if request.vocabulary is None:
+        return None, _load_vocabulary(request, beside) if beside else None
+    old = None
+    if beside and beside.resolve() != request.vocabulary.resolve():
+        # The one asked for stands in place of what is beside the weights, which may as well be damaged.
+        with contextlib.suppress(UserError):
+            old = _load_vocabulary(request, beside)
+    extension = _extension_of(request, old)
+    return (old, extension) if extension else (None, _load_vocabulary(request, request.vocabulary))
+
+
+def _extension_of(request: Request, old: Vocabulary | None) -> Vocabulary | None:
+    """The vocabulary asked for, if it extends the model's own; its sentinels follow `<mask>`, as many as the old one's."""
+    if old is None or request.vocabulary is None or not request.vocabulary.is_file():
+        return None
+    new = Vocabulary.load(request.vocabulary, num_sentinels=request.num_sentinels or old.num_sentinels)
+    return new if is_extension(old, new) else None
 
 
 def _load_vocabulary(request: Request, file: Path) -> Vocabulary:

@@ -7,7 +7,7 @@ import contextlib
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -15,10 +15,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as ProgressBar
 from rich.table import Table
 
+from deltalm_jax.data.description import command as description
 from deltalm_jax.data.filters.flags import PREFIX, parse_filters
 from deltalm_jax.data.vocabulary import DEFAULT_NUM_SENTINELS
 from deltalm_jax.errors import UserError
-from deltalm_jax.objectives import OBJECTIVES, make_objective
+from deltalm_jax.objectives import OBJECTIVES, length_settings
 from deltalm_jax.paths import is_remote
 from deltalm_jax.quiet import quiet_imports
 
@@ -43,6 +44,7 @@ examples:
   python -m deltalm_jax.prepare --mixture=deltalm_span_corruption --data_dir=/corpora --languages=de,fr \\
       --vocabulary=sentencepiece.bpe.model --output=prepared/de_fr
   python -m deltalm_jax.prepare --task_module=my_tasks --mixture=my_mixture --vocabulary=sample --output=prepared/mine
+  python -m deltalm_jax.prepare --describe=prepared/mine --html=mine.html
 
 DIR holds cc100/CODE.txt.xz (CC100's files) and ccaligned/xx_YY-en_XX.tsv.xz (CCAligned's sentence files), either or
 both, under their published names; also .gz or plain. Held-out text in a subfolder "validation" under the same name is
@@ -82,7 +84,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         "--task_module", metavar="MODULE",
         help="module of yours that registers Tasks and Mixtures (tasks.add_task), e.g. my_tasks; its code runs",
     )  # fmt: skip
-    what.add_argument("--output", required=True, metavar="DIR", help="folder to make")
+    what.add_argument("--output", metavar="DIR", help="folder to make")
     how = parser.add_argument_group("how")
     how.add_argument(
         "--chunk_length", type=_chunk_length, default=512, metavar="N",
@@ -122,8 +124,14 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     where.add_argument(
         "--beam_options", default="", metavar="FLAGS", help='for that runner, e.g. "--project=p --region=r"'
     )
+    description.add_flags(parser)
     flags = parser.parse_args([a for a in arguments if not a.startswith(PREFIX)])
     flags.filters = [a for a in arguments if a.startswith(PREFIX)]
+    if flags.describe is not None:
+        description.check_flags(flags, parser)
+        return flags
+    if flags.output is None:
+        parser.error("--output is needed: the folder to make (or --describe=DIR, to look at one)")
     if flags.vocabulary is None:
         if flags.data_dir != SAMPLE:
             parser.error("--vocabulary is needed for your own --data_dir, e.g. XLM-R's sentencepiece.bpe.model")
@@ -162,14 +170,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags = parse_arguments(sys.argv[1:] if arguments is None else arguments)
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
-        _prepare(flags, console)
+        if flags.describe is not None:
+            description.run(flags)
+        else:
+            _prepare(flags, console)
     except (UserError, OSError) as error:
         console.print(f"error: {error}", markup=False)
         return 2
     except KeyboardInterrupt:
-        console.print(
-            f"interrupted; what was finished is kept beside {flags.output}: the same command goes on", markup=False
-        )
+        kept = f"; what was finished is kept beside {flags.output}: the same command goes on" if flags.output else ""
+        console.print(f"interrupted{kept}", markup=False)
         return _INTERRUPTED
     return 0
 
@@ -319,7 +329,7 @@ def _next_command(data: PreparedData) -> str:
         flags.append(f"--gin.DataConfig.mixture={mixture}")
     if len(objectives := {task.objective for task in data.tasks}) == 1:
         flags.append(f"--gin.DataConfig.objective_batch_sizes={dict.fromkeys(objectives, batch_size)}")
-    wanted, sizing = _length_settings(data.chunk_lengths)
+    wanted, sizing = length_settings(data.chunk_lengths)
     if sizing != "raw":
         flags.append(f"--gin.DataConfig.sizing={sizing!r}")
     if wanted not in (None, length):
@@ -331,15 +341,6 @@ def _next_command(data: PreparedData) -> str:
     if data.vocabulary_size != size:
         flags.append(f"--gin.ModelConfig.vocab_size={data.vocabulary_size}")
     return shlex.join(["python", "-m", "deltalm_jax.train", *flags])
-
-
-def _length_settings(chunk_lengths: Mapping[str, int]) -> tuple[int | None, str]:
-    """DataConfig's chunk_length (None: not known) and sizing that, all else at its defaults, give these chunk lengths."""
-    if len(set(chunk_lengths.values())) == 1:
-        return next(iter(chunk_lengths.values())), "raw"
-    objectives = {name: make_objective(name, sizing="t5") for name in chunk_lengths}
-    wanted = min(objectives[name].lengths(length)[0] for name, length in chunk_lengths.items())
-    return wanted if all(objectives[n].raw_length(wanted) == m for n, m in chunk_lengths.items()) else None, "t5"
 
 
 if __name__ == "__main__":

@@ -154,12 +154,13 @@ class TaskInput:
             return seqio.TaskRegistry.get(self.task)
 
 
-def inputs_of(name: str, registration: Registration) -> list[TextSource]:
+def inputs_of(name: str, registration: Registration, any_vocabulary: bool = False) -> list[TextSource]:
     """The inputs of a registered seqio Mixture (its sub-mixtures included) or Task, sorted by task name.
 
     Args:
       name: of the Mixture or Task.
       registration: what has registered it.
+      any_vocabulary: take Tasks whatever their vocabulary is: for those who only want the text.
 
     Raises:
       MixtureError: nothing of that name is registered; or a Task that does not know its text, or has another vocabulary or
@@ -191,7 +192,8 @@ def inputs_of(name: str, registration: Registration) -> list[TextSource]:
                 f"{' and '.join(task.output_features)}; preparation needs its text. Register it with tasks.add_task, and "
                 "preprocessors that give documents or pairs (docs/own_data.md); or train it through seqio."
             )
-        _check_vocabulary(task, registration.vocabulary)
+        if not any_vocabulary:
+            _check_vocabulary(task, registration.vocabulary)
         if corpus := corpus_of(task):
             files, reader = corpus.files, corpus.corpus.read
             folder = registration.options.get("data_dir") or SAMPLE_DIR

@@ -203,6 +203,14 @@ class Vocabulary:
         close_run()
         return "".join(parts)
 
+    def pieces(self) -> list[tuple[str, bool]]:
+        """The SentencePiece model's pieces in the order of their ids (the first has id 1), and whether each spells a byte.
+
+        A space is written as in the model, `▁`.
+        """
+        processor = self._processor
+        return [(processor.id_to_piece(i), processor.is_byte(i)) for i in range(self.num_pieces)]
+
     def describe(self) -> dict[str, Any]:
         """What a manifest or a checkpoint record says of the vocabulary; plain JSON values."""
         return {

@@ -4,6 +4,8 @@ Everything here is a pure function of its arguments. Randomness comes in as one 
 (`objectives.hashing`), so the result for a row does not depend on the batch, the host or the step it is in.
 """
 
+from collections.abc import Mapping
+
 from deltalm_jax.objectives.span_corruption import Corrupted, SpanCorruption
 from deltalm_jax.objectives.translation_span_corruption import TranslationSpanCorruption
 
@@ -12,7 +14,14 @@ OBJECTIVES: dict[str, type[SpanCorruption]] = {
     "translation_span_corruption": TranslationSpanCorruption,
 }
 
-__all__ = ["OBJECTIVES", "Corrupted", "SpanCorruption", "TranslationSpanCorruption", "make_objective"]
+__all__ = [
+    "OBJECTIVES",
+    "Corrupted",
+    "SpanCorruption",
+    "TranslationSpanCorruption",
+    "length_settings",
+    "make_objective",
+]
 
 
 def make_objective(
@@ -29,3 +38,15 @@ def make_objective(
     if OBJECTIVES[name] is TranslationSpanCorruption:
         return TranslationSpanCorruption(**settings, sizing=sizing, mask_sides=mask_sides)
     return OBJECTIVES[name](**settings, sizing=sizing)
+
+
+def length_settings(chunk_lengths: Mapping[str, int]) -> tuple[int | None, str]:
+    """DataConfig's chunk_length and sizing that, all else at its defaults, give these raw lengths by objective.
+
+    The inverse of `SpanCorruption.raw_length`. None in place of chunk_length: there is none that does.
+    """
+    if len(set(chunk_lengths.values())) == 1:
+        return next(iter(chunk_lengths.values())), "raw"
+    objectives = {name: make_objective(name, sizing="t5") for name in chunk_lengths}
+    wanted = min(objectives[name].lengths(length)[0] for name, length in chunk_lengths.items())
+    return wanted if all(objectives[n].raw_length(wanted) == m for n, m in chunk_lengths.items()) else None, "t5"

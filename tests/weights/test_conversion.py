@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import lzma
 import os
 import pathlib
 import pickle
@@ -20,6 +21,7 @@ import deltalm_jax
 from deltalm_jax.conversion import Request, convert
 from deltalm_jax.convert import main
 from deltalm_jax.data.vocabulary import Vocabulary, from_fairseq_ids
+from deltalm_jax.data.vocabulary_extension import extend
 from deltalm_jax.errors import UserError
 from deltalm_jax.model.config import PRESETS, ModelConfig
 from deltalm_jax.model.deltalm import layer_states
@@ -227,6 +229,76 @@ def test_a_vocabulary_that_is_not_the_models_is_refused(encoder_of_the_sample, o
     with pytest.raises(UserError, match="the token table has 61 rows, but the vocabulary vocabulary.model"):
         convert(Request("deltalm", save(official_state), tmp_path / "out", num_heads=4, vocabulary=SAMPLE_VOCABULARY))
     assert not (tmp_path / "out").exists()
+
+
+# A vocabulary with more pieces
+
+
+@pytest.fixture(scope="module")
+def extended(tmp_path_factory) -> pathlib.Path:
+    """The sample's vocabulary with pieces appended: words, one of which is new to it letter by letter, and a symbol."""
+    with lzma.open(SAMPLE_VOCABULARY.parent / "cc100" / "yo.txt.xz", "rt", encoding="utf-8") as lines:
+        texts = [f"{line.strip()} ߊߋߌ" for line in lines if line.strip()]
+    path = tmp_path_factory.mktemp("extended") / "extended.model"
+    model = SAMPLE_VOCABULARY.read_bytes()
+    path.write_bytes(extend(model, texts, 40, user_symbols=("<note>",), character_coverage=1.0, num_threads=1).model)
+    return path
+
+
+def test_an_extended_vocabulary_takes_the_model_along(encoder_of_the_sample, extended, tmp_path):
+    start = convert(Request("xlm_roberta", encoder_of_the_sample, tmp_path / "start"))
+    longer = convert(Request("xlm_roberta", encoder_of_the_sample, tmp_path / "longer", vocabulary=extended))
+    later = convert(Request("native", tmp_path / "start", tmp_path / "later", vocabulary=extended))
+    old, new = start.vocabulary, longer.vocabulary
+    before = np.asarray(start.params["token_embedding"])
+    first = old.num_pieces + 1
+    pieces = [piece for piece, _ in new.pieces()[old.num_pieces :]]
+    assert len(pieces) > 20
+    for model in (longer, later):
+        table = np.asarray(model.params["token_embedding"])
+        assert len(table) == model.config.vocab_size == model.vocabulary.size == new.size > old.size
+        np.testing.assert_array_equal(table[:first], before[:first])
+        np.testing.assert_array_equal(table[new.mask_id], before[old.mask_id])
+        assert np.isfinite(table).all()
+        for row, piece in enumerate(pieces, start=first):
+            # The old pieces that spell it, found by encoding it within a word or as one.
+            ids = old.encode(piece.replace("▁", "")) if piece[0] == "▁" else old.encode("x" + piece)
+            if "▁" not in piece[1:] and (piece[0] == "▁" or ids[0] == old.encode("x")[0]):
+                parts = ids if piece[0] == "▁" else ids[len(old.encode("x")) :]
+                np.testing.assert_allclose(table[row], before[parts].mean(axis=0), rtol=1e-5, atol=1e-6)
+        assert any(f"{len(pieces)} new pieces start as the mean" in note for note in model.notes)
+    sentinels = slice(new.sentinel_start, new.sentinel_start + 100)
+    np.testing.assert_array_equal(
+        np.asarray(later.params["token_embedding"])[sentinels], before[old.sentinel_start : old.sentinel_start + 100]
+    )
+
+    # Text of old pieces, a sentinel and <mask> in it: the same model, with the same logits for what it knew.
+    text = np.array(old.encode("Everyone has the right to education"))[None]
+    models = [deltalm_jax.load_model(tmp_path / name) for name in ("start", "later")]
+    logits = []
+    for model in models:
+        v = model.vocabulary
+        tokens = np.concatenate([[[2]], text, [[v.mask_id, v.sentinel_start, v.sentinel_start + 7, 3]]], axis=1)
+        decoder = np.array([[3, v.sentinel_start, *text[0, :3].tolist(), v.sentinel_start + 1]])
+        logits.append(np.asarray(model.logits(tokens, decoder)))
+    known = np.r_[1:first, new.mask_id, sentinels]
+    was = np.r_[1:first, old.mask_id, old.sentinel_start : old.sentinel_start + 100]
+    np.testing.assert_allclose(logits[1][..., known], logits[0][..., was], rtol=1e-4, atol=1e-5)
+    assert np.ptp(logits[0]) > 1
+
+
+def test_an_extension_beside_a_fine_tuned_models_table(encoder_of_the_sample, extended, tmp_path):
+    """Tables without <mask> and sentinels get none, unless asked for; and the number of sentinels is the old one's."""
+    short = Vocabulary.load(SAMPLE_VOCABULARY).mask_id
+    convert(Request("xlm_roberta", encoder_of_the_sample, tmp_path / "start", num_sentinels=30))
+    model = convert(Request("native", tmp_path / "start", tmp_path / "out", vocabulary=extended))
+    assert model.vocabulary.num_sentinels == 30
+    cut = convert(Request("native", tmp_path / "start", tmp_path / "cut", vocab_size=short))
+    assert cut.config.vocab_size == short
+    longer = convert(Request("native", tmp_path / "cut", tmp_path / "longer", vocabulary=extended))
+    assert longer.config.vocab_size == longer.vocabulary.mask_id
+    rows = longer.config.vocab_size
+    np.testing.assert_array_equal(longer.params["token_embedding"], model.params["token_embedding"][:rows])
 
 
 # Bad input: one message with file and tensor, and no output
