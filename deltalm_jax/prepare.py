@@ -46,9 +46,10 @@ examples:
   python -m deltalm_jax.prepare --task_module=my_tasks --mixture=my_mixture --vocabulary=sample --output=prepared/mine
   python -m deltalm_jax.prepare --describe=prepared/mine --html=mine.html
 
-DIR holds cc100/CODE.txt.xz (CC100's files) and ccaligned/xx_YY-en_XX.tsv.xz (CCAligned's sentence files), either or
-both, under their published names; also .gz or plain. Held-out text in a subfolder "validation" under the same name is
-used as it is; elsewhere documents are held out by hash of their text and pairs by hash of their English side.
+DIR holds any of the folders cc100, cc_net, wikipedia, ccaligned, ccaligned_documents and opus, with published files under
+their names, and of text of your own text/CODE.txt, parallel/CODE-en.tsv and the like: docs/corpora.md. Held-out text in
+a subfolder "validation" of these under the same name is used as it is; elsewhere documents are held out by hash of their
+text and pairs by hash of their English side.
 The same rule holds for Tasks of your own without a split "validation"; docs/own_data.md has an example of such a module.
 DIR of --data_dir and --output may be URLs of an object store (gs://bucket/folder). What a run has finished when it is
 ended is kept in OUTPUT.partial, and the same command goes on with it. For text of terabytes, see docs/scale.md.

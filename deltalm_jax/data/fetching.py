@@ -77,7 +77,7 @@ def find_size(url: str) -> int | None:
         except urllib.error.HTTPError as error:
             if error.code == 404:
                 return None
-            raise DownloadError(f"{url}: the server answers {error.code} {error.reason}") from error
+            raise DownloadError(f"{url}: the server answers {_answer(error)}") from error
         except _Interruption as error:
             if attempt == _ATTEMPTS - 1:
                 raise DownloadError(f"{url}: cannot be reached: {error}") from error
@@ -161,10 +161,10 @@ class _Transfer:
                 if error.code == 416:  # there is nothing after what we have: the file has become shorter
                     self._begin_again()
                 elif error.code not in _TRY_AGAIN:
-                    raise DownloadError(f"{self.url}: the server answers {error.code} {error.reason}") from error
-                problem: Exception = error
+                    raise DownloadError(f"{self.url}: the server answers {_answer(error)}") from error
+                problem = f"the server answers {_answer(error)}"
             except _Interruption as error:
-                problem = error
+                problem = str(error)
             # Only what is farther than ever counts as progress: a server may make us begin again and again.
             attempt = 0 if self.done > farthest else attempt + 1
             farthest = max(farthest, self.done)
@@ -172,7 +172,7 @@ class _Transfer:
                 raise DownloadError(
                     f"{self.url}: {problem}, {_ATTEMPTS} times in a row. {self.done:,} bytes are there; the same "
                     "command goes on with them"
-                ) from problem
+                )
             _pause(attempt)
         return Fetched(self.url, self.done, self.hash.hexdigest(), str(self.state["version"]))
 
@@ -313,6 +313,11 @@ def _content_length(url: str, response: Any) -> int:
     if not length.isdecimal():
         raise DownloadError(f"{url}: the server does not say how large the file is")
     return int(length)
+
+
+def _answer(error: urllib.error.HTTPError) -> str:
+    """The status in standard words: what a server writes there may be anything."""
+    return f"{error.code} {http.client.responses.get(error.code, '')}".strip()
 
 
 def _pause(attempt: int) -> None:

@@ -422,11 +422,11 @@ dataset = seqio.get_mixture_or_task("deltalm_pretrain").get_dataset(None, "train
 iterator = dataset.as_numpy_iterator()
 encode_batch, encoding = Vocabulary.encode_batch, threading.Event()
 
-def slowly(self, texts):
+def slowly(self, *arguments):
     encoding.set()
     time.sleep(1.5)
     encoding.clear()
-    return encode_batch(self, texts)
+    return encode_batch(self, *arguments)
 
 next(iterator)
 Vocabulary.encode_batch = slowly

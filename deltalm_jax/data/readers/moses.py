@@ -26,8 +26,8 @@ from deltalm_jax.paths import as_path
 
 MAX_MEMBERS = 1000
 
-# No folders: what has a slash, a backslash or `..` in its name is not one of the two.
-_MEMBER = re.compile(r"^(?P<stem>[^/\\]+\.(?P<first>\w+)-(?P<second>\w+))\.(?P<side>\w+)$")
+# No folders: what has a slash, a backslash or `..` in its name is not one of the two; nor what would speak to a terminal.
+_MEMBER = re.compile(r"^(?P<stem>[^/\\\x00-\x1f\x7f-\x9f]+\.(?P<first>\w+)-(?P<second>\w+))\.(?P<side>\w+)$")
 # A zip's end record: signature, …, bytes of the directory (offset 12), its place, length of the comment.
 _END_RECORD = b"PK\x05\x06"
 _END_RECORD_BYTES = 22

@@ -66,7 +66,7 @@ def _description(folder: Path, shard: int) -> tuple[Callable[[bytes], bytes], in
         # It has no use for an accelerator here, and would take all its memory.
         tf.config.set_visible_devices([], "GPU")
     try:
-        info = tfds.builder_from_directory(folder).info
+        info = tfds.builder_from_directory(str(folder)).info
         lengths = info.splits["train"].shard_lengths
         features = info.features
         if lengths is None or shard >= len(lengths) or "text" not in features:

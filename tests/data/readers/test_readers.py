@@ -14,6 +14,7 @@ import pytest
 
 from deltalm_jax.data import readers
 from deltalm_jax.data.readers import CorpusError, pair_codes, read_cc100, read_ccaligned
+from deltalm_jax.data.vocabulary import Vocabulary
 from tasks.corpora import SAMPLE_DIR
 from tests.data.readers.conftest import Write
 
@@ -189,3 +190,12 @@ def test_sample_counts_against_independent_parsing() -> None:
         rows = [row.split("\t") for row in lzma.decompress(path.read_bytes()).decode().split("\n")[:-1]]
         assert list(read_ccaligned(path)) == [(row[english], row[1 - english]) for row in rows]
         assert len(rows) >= 20
+
+
+def test_forms_of_one_letter_are_left_to_the_vocabulary(write: Write) -> None:
+    """Composed and decomposed, full and half width: as they are in the file, and the same ids in the end."""
+    composed, decomposed = "Größe naïve café カ ﬁ", "Gro\u0308ße nai\u0308ve cafe\u0301 ｶ fi"
+    path = write("de.txt", f"{composed}\n{decomposed}\n".encode())
+    assert list(read_cc100(path)) == [[composed, decomposed]]
+    vocabulary = Vocabulary.load(SAMPLE_DIR / "vocabulary.model")
+    assert vocabulary.encode(composed) == vocabulary.encode(decomposed)
