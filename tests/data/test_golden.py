@@ -9,6 +9,8 @@ import pytest
 
 import deltalm_jax
 from deltalm_jax.data import golden, preparation
+from deltalm_jax.data.filtering import Filtering
+from deltalm_jax.data.filters import FilterConfig
 from deltalm_jax.data.golden import GOLDEN_SENTENCES, drift, golden_digest
 from deltalm_jax.data.prepare_part import Plan, WorkerMismatchError
 from deltalm_jax.data.vocabulary import Vocabulary
@@ -42,7 +44,8 @@ def test_drift_is_named(vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch)
 def test_a_worker_that_encodes_otherwise_refuses(vocabulary: Vocabulary, tmp_path: Path) -> None:
     described = {**vocabulary.describe(), "golden_encodings": golden_digest(vocabulary)}
     (tmp_path / "vocabulary.model").write_bytes(vocabulary.model)
-    plan = Plan((), tmp_path, tmp_path, described, {}, 0.0, 1, 1)
+    filtering = Filtering.start([], FilterConfig(), tmp_path, 0.0, 1, 1)
+    plan = Plan((), tmp_path, tmp_path, described, {}, 0.0, 1, 1, filtering)
     assert plan.load_vocabulary() == vocabulary
     for name in ("golden_encodings", "fingerprint"):
         other = dataclasses.replace(plan, vocabulary={**described, name: "0" * 64})
