@@ -74,7 +74,7 @@ def inputs(tmp_path: Path) -> list[Input]:
     first = write("a1.txt", documents(1, 40)), write("a2.txt", documents(2, 30))
     sc, tsc = "span_corruption", "translation_span_corruption"
     return [
-        Input("a_de", sc, "de", read_cc100, first, (), latin, 1),
+        Input("a_de", sc, "de", read_cc100, first, (), latin, 1000),
         Input("b_de", sc, "de", read_cc100, (write("b.txt", documents(3, 60)),), (write("v.txt", documents(4, 20)),), latin),
         Input("c_fr", sc, "fr", read_cc100, (write("c.txt", documents(3, 40)),), (), latin),
         Input("d_de", tsc, "de", read_ccaligned, (write("de_DE-en_XX.tsv", pairs(5, 60)),), (), latin),
@@ -132,6 +132,7 @@ def test_equal_paragraphs_and_pairs_as_a_set_finds_them(inputs, tmp_path, monkey
     monkeypatch.setattr(deduplication, "_BYTES_A_TEXT", 1)
     monkeypatch.setattr(deduplication, "_KEYS_IN_A_RANGE", 1000 // ranges if ranges > 1 else 10**9)
     plan = filtering(inputs, tmp_path / "work", block_bytes, deduplicate_paragraphs=True, deduplicate_pairs=True)
+    assert inputs[0].parts("train") > 2
     assert all((comparison.ranges > 3) == (ranges > 1) for comparison in plan.comparisons)
     found, counts = run(plan, block_bytes)
     seen: dict[tuple[str, str], set[Any]] = {}
@@ -329,3 +330,42 @@ def test_scripts_of_ones_own_count(inputs, tmp_path) -> None:
         plan = filtering(inputs[:1], tmp_path / "work", paragraph_min_script_share=0.5, scripts=scripts)
         kept.append(sum(map(len, run(plan)[0].values())))
     assert kept[0] == kept[2] > kept[1] + 20
+
+
+def test_work_is_gone_on_with_only_for_the_very_texts_that_were_compared(inputs, tmp_path, monkeypatch) -> None:
+    settings = {"deduplicate_paragraphs": True}
+    first = filtering(inputs, tmp_path / "work", **settings)
+    plain = filtering(inputs, tmp_path / "plain")
+    found, _ = run(first)
+    # The same again reads no text in the passes.
+    with monkeypatch.context() as context:
+        context.setattr("deltalm_jax.data.filtering.read_blocks", None)
+        for function, elements in filtering(inputs, tmp_path / "work", **settings).passes():
+            for element in elements:
+                function(element)
+    # Another text of the language changes what stays of this one, so its identity; not that of other languages.
+    inputs[1].train[0].write_text("Ein neuer Absatz.\n" + inputs[0].train[0].read_text())
+    inputs = [Input(*(getattr(source, name) for name in INPUT_FIELDS)) for source in inputs]
+    second = filtering(inputs, tmp_path / "work", **settings)
+    changed = [first.identity(n, "train", 0) != second.identity(n, "train", 0) for n in range(5)]
+    assert changed == [True, True, False, False, False]
+    again = filtering(inputs, tmp_path / "plain")
+    assert [plain.identity(n, "train", 0) == again.identity(n, "train", 0) for n in range(5)] == [
+        True,
+        False,
+        *[True] * 3,
+    ]
+    renewed, _ = run(second)
+    assert renewed != found
+    assert renewed == run(filtering(inputs, tmp_path / "anew", **settings))[0]
+
+
+INPUT_FIELDS = ("task", "objective", "language", "reader", "train", "validation", "groups", "part_bytes")
+
+
+def test_texts_without_an_identity_are_compared_anew(inputs, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(Input, "identity", lambda *_: None)
+    plans = [filtering(inputs, tmp_path / "work", deduplicate_pairs=True) for _ in range(2)]
+    assert plans[0].identity(3, "train", 0) is None
+    assert plans[0].comparisons[0].folder != plans[1].comparisons[0].folder
+    assert run(plans[0])[0] == run(plans[1])[0]
