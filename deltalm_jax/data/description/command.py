@@ -25,7 +25,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """Adds `--describe` and what goes with it."""
     group = parser.add_argument_group("look at what was prepared")
     group.add_argument(
-        "--describe", type=Path, metavar="DIR",
+        "--describe", metavar="DIR",
         help="prepare nothing; show what DIR holds: languages, rates, epochs, lengths, padding, unknowns, what was dropped, "
         "examples",
     )  # fmt: skip
