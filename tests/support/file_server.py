@@ -7,7 +7,7 @@ import http.server
 import re
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 
 @dataclasses.dataclass
@@ -93,7 +93,8 @@ def serve(files: dict[str, bytes]) -> Iterator[FileServer]:
             if state.cut_after and status in (200, 206):
                 content = content[: state.cut_after.pop(0)]
                 self.close_connection = True
-            self.wfile.write(content)
+            with suppress(ConnectionError):  # the client has had enough
+                self.wfile.write(content)
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     state.url = f"http://127.0.0.1:{server.server_port}"
