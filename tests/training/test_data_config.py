@@ -15,7 +15,7 @@ from deltalm_jax.data.filtering import describe
 from deltalm_jax.data.filters import FilterConfig
 from deltalm_jax.data.filters.flags import parse_filters
 from deltalm_jax.data.stream import Stream
-from deltalm_jax.objectives import SpanCorruption, TranslationSpanCorruption
+from deltalm_jax.objectives import SpanCorruption, TranslationSpanCorruption, length_settings
 from deltalm_jax.training.config import DataConfig
 from deltalm_jax.training.gin_files import ConfigError, load
 from deltalm_jax.training.prepared import check, prepare_command
@@ -163,7 +163,7 @@ def test_prepare_names_the_settings_that_fit_its_lengths(tmp_path):
         ({SC: 512, TSC: 512}, (512, "raw")),
         ({SC: 9, TSC: 7}, None),
     ):
-        found = prepare._length_settings(lengths)
+        found = length_settings(lengths)
         assert found == (wanted or (None, "t5"))
     data = write_toy_data(tmp_path / "data", runs.TOY_TASKS, chunk_length={SC: 141, TSC: 190})
     words = shlex.split(prepare._next_command(data))
