@@ -67,7 +67,8 @@ def divide(files: Sequence[Path], part_bytes: int, in_spans: bool) -> list[tuple
 
     Args:
       files: in the order in which they are read.
-      part_bytes: files are read together until they come to so much, on disk; one of at least twice as much is divided.
+      part_bytes: files are read together as long as they come to no more, on disk; one of at least twice as much is
+        divided into pieces of no more. So a part of plain text makes one shard, not one and a little one.
       in_spans: whether the reader can read a span of a file.
 
     Raises:
@@ -75,19 +76,20 @@ def divide(files: Sequence[Path], part_bytes: int, in_spans: bool) -> list[tuple
       OSError: a file cannot be looked at.
     """
     parts: list[list[Piece]] = []
-    room = 0
+    room = 0  # in the last part
     for path in files:
         state = tuple(state_of(path))
-        pieces = _spans(path, int(state[0]) // part_bytes) if in_spans and int(state[0]) >= 2 * part_bytes else []
+        size = int(state[0])
+        pieces = _spans(path, -(-size // part_bytes)) if in_spans and size >= 2 * part_bytes else []
         if pieces:
             parts += [[Piece(path, state, span, number, len(pieces))] for number, span in enumerate(pieces)]
             room = 0
             continue
-        if room <= 0:
+        if size > room:
             parts.append([])
             room = part_bytes
         parts[-1].append(Piece(path, state))
-        room -= int(state[0])
+        room -= size
     return [tuple(part) for part in parts]
 
 

@@ -34,23 +34,19 @@ def make_files(folder: Path, sizes: list[int], suffix: str = ".txt") -> list[Pat
 
 
 def test_small_files_are_put_together_and_large_ones_divided(tmp_path: Path) -> None:
-    sizes = [30, 80, 20, 450, 10, 199, 5]
+    sizes = [30, 60, 20, 450, 10, 199, 5, 90, 5]
     paths = make_files(tmp_path, sizes)
+    alone = [["3.txt"], ["4.txt"], ["5.txt"], ["6.txt", "7.txt", "8.txt"]]
     whole = divide(paths, 100, in_spans=False)
-    assert [[piece.path.name for piece in part] for part in whole] == [
-        ["0.txt", "1.txt"],
-        ["2.txt", "3.txt"],
-        ["4.txt", "5.txt"],
-        ["6.txt"],
-    ]
+    assert [[piece.path.name for piece in part] for part in whole] == [["0.txt", "1.txt"], ["2.txt"], *alone]
     parts = divide(paths, 100, in_spans=True)
     assert [[(p.path.name, p.number, p.count) for p in part] for part in parts] == [
         [("0.txt", 0, 1), ("1.txt", 0, 1)],
         [("2.txt", 0, 1)],
-        *([("3.txt", number, 4)] for number in range(4)),
-        [("4.txt", 0, 1), ("5.txt", 0, 1)],
-        [("6.txt", 0, 1)],
+        *([("3.txt", number, 5)] for number in range(5)),
+        *([(name, 0, 1) for name in names] for names in alone[1:]),
     ]
+    assert max(sum(piece.size for piece in part) for part in parts if part[0].path.name != "5.txt") <= 100
     places = [piece.stored for part in parts for piece in part if piece.path.name == "3.txt"]
     assert places[0][0] == 0
     assert places[-1][1] == 450
@@ -97,7 +93,7 @@ def test_a_divided_file_gives_the_same_text_once(tmp_path: Path, suffix: str) ->
         settings: dict[str, Any] = dict(mixture="toy", chunk_length=900, validation_fraction=0.0, block_bytes=1000)
         return source, prepare([source], vocabulary, tmp_path / name, **{**settings, **changes}).data
 
-    divided, data = prepared(size // 7, "divided")
+    divided, data = prepared(-(-size // 7), "divided")
     assert divided.parts("train") == 7
     read: list[Any] = []
     for part in range(7):
