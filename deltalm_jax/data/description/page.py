@@ -177,6 +177,9 @@ def _left(objective: ObjectiveDescription, colours: dict[str, int]) -> str:
         parts.append(f'<div class="whole">{picture}</div>')
     else:
         parts.append('<p class="note">Nothing was dropped.</p>')
+    if uncounted := {reason: count for reason, count in dropped.items() if reason not in colours}:
+        kinds = ", ".join(f"{escape(title(reason))} {count:,}" for reason, count in uncounted.items())
+        parts.append(f'<p class="note" style="margin:10px 0 0">Dropped where the characters were not counted: {kinds}.</p>')
     if changed:
         kinds = ", ".join(f"{escape(title(reason))} {count:,}" for reason, count in changed.most_common())
         parts.append(f'<p class="note" style="margin:10px 0 0">Changed, and kept: {kinds}.</p>')
@@ -249,7 +252,9 @@ def _origin(description: Description) -> str:
         ("digest of the data", description.digest),
         ("training spoken of", wording.training(description)),
     ]  # fmt: skip
-    facts += [(title(name), str(value)) for name, value in description.settings.items()]
+    for name, value in description.settings.items():
+        several = ", ".join(f"{key} {one}" for key, one in value.items()) if isinstance(value, dict) else str(value)
+        facts.append((title(name), several or "none"))
     if description.without_validation:
         facts.append(("without held-out text", ", ".join(description.without_validation)))
     return (

@@ -49,7 +49,7 @@ def ratio(above: float, below: float) -> str:
 
 def title(name: str) -> str:
     """An objective's or a reason's name in words."""
-    return name.replace("_", " ")
+    return name.removeprefix("filter_").replace("_", " ")
 
 
 def labels(tasks: Sequence[TaskDescription]) -> dict[str, str]:
