@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 RUN_DIR ?= runs/pretrain_tiny
+# Of tests, each with up to 3 GB.
+WORKERS ?= 2
 BIN = $(VENV)/bin
 # Each by name: pdoc leaves out the modules of a package that says what it exports. Those that need torch are left out.
 MODULES = $(subst /,.,$(patsubst %.py,%,$(patsubst %/__init__.py,%,$(sort $(shell find deltalm_jax tasks -name '*.py' -not -path 'tasks/sample/*' -not -name '*_deltalm.py')))))
@@ -36,7 +38,7 @@ pretrain: $(VENV)/.base
 	@GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/python -m deltalm_jax.train --gin_file=pretrain_tiny.gin --run_dir=$(RUN_DIR)
 
 test: $(VENV)/.development
-	@$(BIN)/python -m pytest -m "not slow and not torch"
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not torch"
 
 # torch stays out of the development environment: from PyPI it brings gigabytes of CUDA libraries along on Linux.
 $(VENV)/.torch: $(VENV)/.development
