@@ -179,7 +179,9 @@ def _left(objective: ObjectiveDescription, colours: dict[str, int]) -> str:
         parts.append('<p class="note">Nothing was dropped.</p>')
     if uncounted := {reason: count for reason, count in dropped.items() if reason not in colours}:
         kinds = ", ".join(f"{escape(title(reason))} {count:,}" for reason, count in uncounted.items())
-        parts.append(f'<p class="note" style="margin:10px 0 0">Dropped where the characters were not counted: {kinds}.</p>')
+        parts.append(
+            f'<p class="note" style="margin:10px 0 0">Dropped where the characters were not counted: {kinds}.</p>'
+        )
     if changed:
         kinds = ", ".join(f"{escape(title(reason))} {count:,}" for reason, count in changed.most_common())
         parts.append(f'<p class="note" style="margin:10px 0 0">Changed, and kept: {kinds}.</p>')
