@@ -92,11 +92,12 @@ class Filtering:
           CorpusError: from the test sets.
         """
         groups: dict[tuple[str, str], list[Any]] = {}
-        for source in inputs:
+        for index, source in enumerate(inputs):
             if config.deduplicates(source.unit):
                 parts = [[s, p, source.identity(s, p)] for s in source.splits for p in range(source.parts(s))]
-                groups.setdefault((source.unit, source.language), []).append([source.task, parts])
-        known = {g: all(part[-1] is not None for _, parts in tasks for part in parts) for g, tasks in groups.items()}
+                # Files of keys go by the place in the inputs, which another language moves.
+                groups.setdefault((source.unit, source.language), []).append([index, source.task, parts])
+        known = {g: all(part[-1] is not None for *_, parts in tasks for part in parts) for g, tasks in groups.items()}
         digests = {
             group: xxhash.xxh3_64_hexdigest(json.dumps(tasks).encode()) if known[group] else uuid.uuid4().hex[:16]
             for group, tasks in groups.items()

@@ -369,3 +369,10 @@ def test_texts_without_an_identity_are_compared_anew(inputs, tmp_path, monkeypat
     assert plans[0].identity(3, "train", 0) is None
     assert plans[0].comparisons[0].folder != plans[1].comparisons[0].folder
     assert run(plans[0])[0] == run(plans[1])[0]
+
+
+def test_a_language_more_moves_the_others_places_and_changes_nothing_of_theirs(inputs, tmp_path) -> None:
+    settings = {"deduplicate_paragraphs": True, "deduplicate_pairs": True}
+    first, _ = run(filtering(inputs[2:4], tmp_path / "work", **settings))
+    more, _ = run(filtering([inputs[0], *inputs[2:4]], tmp_path / "work", **settings))
+    assert {(index - 1, *key): items for (index, *key), items in more.items() if index} == first
