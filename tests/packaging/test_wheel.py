@@ -70,7 +70,16 @@ def test_what_is_in_it(wheel: Path) -> None:
 
 def test_its_extras(installed: Path) -> None:
     (found,) = metadata.distributions(name="deltalm_jax", path=[str(installed)])
-    assert set(found.metadata.get_all("Provides-Extra") or []) == {"docs", "gpu", "lint", "test", "torch", "tpu"}
+    assert set(found.metadata.get_all("Provides-Extra") or []) == {
+        "dask",
+        "docs",
+        "gcs",
+        "gpu",
+        "lint",
+        "test",
+        "torch",
+        "tpu",
+    }
 
 
 def test_the_training_command_from_another_folder(installed: Path, tmp_path: Path) -> None:

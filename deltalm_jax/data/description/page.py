@@ -175,7 +175,7 @@ def _left(objective: ObjectiveDescription, colours: dict[str, int]) -> str:
         )
         parts.append(f'<p class="note">Share of the {whole} that were read.</p><ul class="legend">{legend}</ul>')
         parts.append(f'<div class="whole">{picture}</div>')
-    else:
+    elif not dropped:
         parts.append('<p class="note">Nothing was dropped.</p>')
     if uncounted := {reason: count for reason, count in dropped.items() if reason not in colours}:
         kinds = ", ".join(f"{escape(title(reason))} {count:,}" for reason, count in uncounted.items())
