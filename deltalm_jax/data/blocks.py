@@ -29,6 +29,7 @@ from deltalm_jax.data.parts import PART_BYTES, Piece, divide
 from deltalm_jax.data.shards import digest_into, encode_record
 from deltalm_jax.data.vocabulary import Vocabulary
 from deltalm_jax.objectives.hashing import hash_keys, string_key
+from deltalm_jax.paths import state_of
 
 # What an objective's chunks are made of.
 UNITS = {"span_corruption": "documents", "translation_span_corruption": "pairs"}
@@ -173,10 +174,23 @@ class Input:
         return digest.hexdigest()
 
     def identity(self, split: str, part: int) -> str | None:
-        """Of the files' sizes and times, of who reads them, and of whether text is held out of them."""
+        """Of the files' sizes and times, of who reads them, of whether text is held out of them, and of what filters ask."""
         reader = f"{self.reader.__module__}.{self.reader.__qualname__}"
         pieces = [piece.identity() for piece in self._parts[split][part]]
-        return Digest(json.dumps([self.objective, reader, self.splits, pieces]).encode()).hexdigest()
+        # Files that the reader opens beside those that it is given.
+        companions: Callable[[Path], list[Path]] = getattr(self.reader, "companions", lambda path: [])
+        beside = [state_of(path) for piece in self._parts[split][part] for path in companions(piece.path)]
+        about = [
+            self.objective,
+            self.language,
+            dict(self.groups),
+            dict(self.options),
+            reader,
+            self.splits,
+            pieces,
+            beside,
+        ]
+        return Digest(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
     def part_size(self, split: str, part: int) -> int:
         """Of the files, or of the piece."""

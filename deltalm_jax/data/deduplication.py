@@ -144,7 +144,9 @@ def find_repeated(comparison: Comparison, number: int) -> None:
     if result.exists():  # from a run that was ended, for the same texts
         return
     folder = comparison.folder / _KEYS
-    segments = sorted(map(_segment, names_below(folder)), key=lambda segment: segment.rank)
+    # A name with a dot is what a killed worker was writing.
+    names = [name for name in names_below(folder) if not name.startswith(".")]
+    segments = sorted(map(_segment, names), key=lambda segment: segment.rank)
     rows = []
     for segment in segments:
         with (folder / _name(segment)).open("rb") as file:
@@ -248,5 +250,7 @@ def _read(file: IO[bytes], dtype: np.dtype, begin: int, end: int) -> np.ndarray:
     file.seek(begin * dtype.itemsize, 1)
     content = file.read((end - begin) * dtype.itemsize)
     if len(content) < (end - begin) * dtype.itemsize:
-        raise ValueError(f"{getattr(file, 'name', 'a file of keys')} is cut short; start again with --overwrite")
+        raise ValueError(
+            f"{getattr(file, 'name', 'a file of keys')} is cut short; remove the folder OUTPUT.partial and start again"
+        )
     return np.frombuffer(content, dtype)

@@ -7,6 +7,7 @@ has to have the digest that the record says: the record can be copied to another
 from __future__ import annotations
 
 import datetime
+import fcntl
 import hashlib
 import json
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from deltalm_jax.data.fetching import DownloadError, Fetched
+from deltalm_jax.data.shards import write_atomically
 
 RECORD = "downloads.json"
 
@@ -44,18 +46,18 @@ class DownloadRecord:
                 ) from error
 
     def add(self, name: str, fetched: Fetched) -> None:
-        """Records a file, by its path in the folder, and writes the record."""
-        self.files[name] = {
+        """Records a file, by its path in the folder, and writes the record, with what another process has added meanwhile."""
+        entry = {
             "url": fetched.url,
             "bytes": fetched.bytes,
             "sha256": fetched.sha256,
             "version": fetched.version,
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }
-        text = json.dumps({"files": dict(sorted(self.files.items()))}, indent=1) + "\n"
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text(text, encoding="utf-8")
-        temporary.rename(self.path)
+        with (self.folder / f".{RECORD}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self.files = {**DownloadRecord(self.folder).files, name: entry}
+            write_atomically(self.path, json.dumps({"files": dict(sorted(self.files.items()))}, indent=1) + "\n")
 
     def problem(self, name: str) -> str | None:
         """What is wrong with a recorded file's size, found without reading it; None: nothing, or it is not there yet."""

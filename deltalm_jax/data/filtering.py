@@ -39,6 +39,7 @@ from deltalm_jax.data.filters.counting import Sieve
 from deltalm_jax.data.filters.documents import without_paragraphs
 from deltalm_jax.data.filters.languages import load_identifier
 from deltalm_jax.data.filters.test_sets import read_test_sets
+from deltalm_jax.data.partial import LOOKED_THROUGH
 from deltalm_jax.data.shards import digest_file, write_atomically
 from deltalm_jax.errors import UserError
 from deltalm_jax.paths import as_path, make_folder
@@ -274,7 +275,7 @@ def _write_part_keys(filtering: Filtering, element: tuple[int, int, str, int]) -
     """Writes the keys of all segments of a part for a comparison."""
     number, index, split, part = element
     comparison = filtering.comparisons[number]
-    done = comparison.folder / f"done-{index}-{split}-{part}"
+    done = comparison.folder / f"{LOOKED_THROUGH}{index}-{split}-{part}"
     if done.exists():  # by a run that was ended
         return
     block_filter = BlockFilter(filtering, comparison.step)

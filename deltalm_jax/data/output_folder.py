@@ -113,6 +113,9 @@ def _shown(origins: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, A
     for origin in origins:
         if "seqio_task" in origin:
             shown.append(f"seqio task {origin['seqio_task']}, split {origin['split']}")
-        shown += [f"{name} of {size:,} bytes" for name, size in origin.get("files", []) if [name, size] not in known]
+        for file in origin.get("files", []):
+            if file not in known:
+                name, size, *piece = file
+                shown.append(", ".join([f"{name} of {size:,} bytes", *piece]))
     more = f" and {len(shown) - 2} more" if len(shown) > 2 else ""
     return ", ".join(shown[:2]) + more if shown else "nothing more" if origins else "nothing"

@@ -29,8 +29,10 @@ from deltalm_jax.data.chunks import MANIFEST
 from deltalm_jax.data.finished import Finished
 from deltalm_jax.data.shards import sync, write_atomically
 from deltalm_jax.errors import UserError
-from deltalm_jax.paths import files_below, is_remote, make_folder, remove_tree
+from deltalm_jax.paths import files_below, is_remote, make_folder, names_below, remove_tree
 
+# How the filters' passes begin the name of what says that a part has been looked through for duplicates.
+LOOKED_THROUGH = "done-"
 _LOCK, _WORK, _PLAN, _PUBLISHING = ".lock", ".work", "plan.json", "publishing"
 _COPIES_AT_ONCE = 32
 
@@ -115,7 +117,7 @@ def was_being_published(output: Path) -> bool:
 def open_partial(output: Path, contents: Mapping[str, Any], overwrite: bool) -> Iterator[Partial]:
     """The place where prepared data grow, with what an earlier run of the same kind has finished.
 
-    Where the body fails before any shard is finished, nothing is left; else it stays for the next run.
+    Where the body fails before anything is finished, nothing is left; else it stays for the next run.
 
     Args:
       output: where the data will be.
@@ -137,9 +139,15 @@ def open_partial(output: Path, contents: Mapping[str, Any], overwrite: bool) -> 
         try:
             yield partial
         except BaseException:
-            if not partial.finished.count()[1]:
+            if not _has_work(partial.records, partial.folder):
                 remove_tree(parent)
             raise
+
+
+def _has_work(records: Path, folder: Path) -> bool:
+    """Whether there is work that took time: a shard, or a part that was looked through for duplicates."""
+    looked_through = any(name.rsplit("/", 1)[-1].startswith(LOOKED_THROUGH) for name in names_below(records))
+    return looked_through or bool(Finished(records, folder).count()[1])
 
 
 def _parent(output: Path) -> Path:
@@ -180,9 +188,9 @@ def _clear_others(parent: Path, key: str, contents: Mapping[str, Any], overwrite
     names = {name.split("/")[0] for name in files_below(parent)} - {_LOCK, _PUBLISHING, key, key + _WORK}
     for work in sorted(name for name in names if name.endswith(_WORK)):
         folder = parent / work.removesuffix(_WORK)
-        parts, shards = Finished(parent / work, folder).count()
-        if overwrite or not shards or not folder.exists():
+        if overwrite or not folder.exists() or not _has_work(parent / work, folder):
             continue
+        parts, shards = Finished(parent / work, folder).count()
         try:
             other = json.loads((parent / work / _PLAN).read_bytes())
         except (FileNotFoundError, ValueError):

@@ -145,9 +145,9 @@ def prepare(
         return Prepared(existing, made=False)
     local = runner in LOCAL_RUNNERS
     workers = num_workers or _default_workers(inputs) if local else None
-    # The mixture's name and the tasks are left out: a run for more languages goes on with what is there of some.
+    # Names of mixture and languages, and the tasks, are left out: a run for more goes on with what is there of some.
     code = {"code": code_digest(), "language_identifier": identifier_digest(filters)}
-    contents = {"format": FORMAT, **code, **{k: v for k, v in header.items() if k != "mixture"}}
+    contents = {"format": FORMAT, **code, **{k: v for k, v in header.items() if k not in ("mixture", "languages")}}
     with open_partial(output, contents, overwrite) as partial:
         filtering = Filtering.start(
             inputs, filters, partial.records, validation_fraction, block_bytes, blocks_per_shard

@@ -53,7 +53,7 @@ class DataConfig:
         get then goes to the others. An objective that is not named has no limit. The paper states none.
       decoder_start: "eos": the decoder starts from `</s>` and every target is predicted. "first_target": it starts from
         the first target, the first sentinel, which is then not predicted, as in the DeltaLM group's later loader.
-      prepare_limit_mb: `train` prepares corpora up to this compressed size by itself; above, it prints the command. The size
+      prepare_limit_mb: `train` prepares corpora up to this size on disk by itself; above, it prints the command. The size
         of Tasks of one's own is not known, and does not count.
       prefetch: batches made ahead of the step.
     """

@@ -16,7 +16,6 @@ from deltalm_jax.data.vocabulary import DEFAULT_NUM_SENTINELS
 from deltalm_jax.training.config import RANDOM, SAMPLE, Config
 from deltalm_jax.training.starting_point import open_starting_point
 
-_CORPUS_SUFFIXES = (".xz", ".gz", ".tsv", ".txt")
 SAMPLE_VOCABULARY = pathlib.Path(__file__).parents[2] / "tasks" / "sample" / "vocabulary.model"
 
 
@@ -86,13 +85,17 @@ def _prepare(config: Config, folder: pathlib.Path, alone: bool) -> None:
     command = prepare_command(config, folder)
     shown = shlex.join(["python", *command[1:]])
     if data.data_dir not in (None, SAMPLE):
+        if "://" in data.data_dir:
+            raise PreparedDataError(
+                f"corpora in an object store are not prepared in passing. Prepare them first:\n  {shown}"
+            )
         corpora = pathlib.Path(data.data_dir)
         if not corpora.is_dir():
             raise PreparedDataError(f"DataConfig.data_dir: there is no folder {corpora}")
-        size = sum(p.stat().st_size for p in corpora.rglob("*") if p.name.endswith(_CORPUS_SUFFIXES))
+        size = sum(path.stat().st_size for path in corpora.rglob("*") if path.is_file())
         if size > data.prepare_limit_mb * 1e6:
             raise PreparedDataError(
-                f"{corpora} holds {size / 1e6:,.0f} MB of compressed text, more than is prepared in passing "
+                f"{corpora} holds {size / 1e6:,.0f} MB of files, more than is prepared in passing "
                 f"(DataConfig.prepare_limit_mb = {data.prepare_limit_mb:g}). Prepare it first:\n  {shown}"
             )
     if not alone:

@@ -33,9 +33,10 @@ def load_identifier(name: str) -> Identify:
         sys.path.insert(0, os.getcwd())  # as `python -m` has it; a worker has not
     try:
         found = getattr(importlib.import_module(module), function, None)
-    except ImportError as error:
+    except Exception as error:  # whatever the user's module raises
         raise IdentifierError(
-            f"language_identifier {name!r}: module {module!r} cannot be imported ({error}). It must lie in the working "
+            f"language_identifier {name!r}: module {module!r} cannot be imported ({type(error).__name__}: {error}). "
+            "It must lie in the working "
             "directory or on Python's path, on every worker."
         ) from error
     if not callable(found):
@@ -77,7 +78,10 @@ def identify(config: FilterConfig, texts: Sequence[str]) -> Identified:
     function = load_identifier(name)
     if not texts:
         return Identified([], np.zeros(0), config.language_min_score)
-    found = list(function(list(texts)))
+    try:
+        found = list(function(list(texts)))
+    except Exception as error:
+        raise IdentifierError(f"language_identifier {name!r} fails: {type(error).__name__}: {error}") from error
     wrong = [entry for entry in found if not _is_answer(entry)]
     if wrong or len(found) != len(texts):
         what = f"{wrong[0]!r}" if wrong else f"{len(found)} of them"

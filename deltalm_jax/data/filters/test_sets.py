@@ -40,9 +40,12 @@ def read_test_sets(paths: Sequence[str], n: int) -> np.ndarray:
             raise CorpusError(f"{path}: expected a test set as UTF-8 text, found lines that cannot be read ({reasons})")
         if not texts:
             raise CorpusError(f"{path}: expected a test set, found no text in it")
+        before = len(found)
         for begin in range(0, len(texts), _TEXTS_AT_A_TIME):
             words = Words([folded(text) for text in texts[begin : begin + _TEXTS_AT_A_TIME]])
             found.append(np.unique(words.ngrams(n, whole=True).hash_G))
+        if not any(map(len, found[before:])):
+            raise CorpusError(f"{path}: expected a test set, found no word in it")
     return np.unique(np.concatenate(found))
 
 

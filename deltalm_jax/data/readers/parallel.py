@@ -53,6 +53,16 @@ def read_parallel(
     )
 
 
+def _companions(path: Path) -> list[Path]:
+    """What `read_parallel` opens beside the file that it is given."""
+    english = None if is_columns(path) else english_beside(path)
+    return [] if english is None or english == path else [english]
+
+
+# Whoever keeps what came of a file has to look at these too (`Input.identity`).
+read_parallel.companions = _companions  # type: ignore[attr-defined]
+
+
 def is_columns(path: Path) -> bool:
     """Whether a name is that of a file of two columns."""
     return bool(_COLUMNS.search(path.name))
