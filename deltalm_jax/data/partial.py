@@ -94,6 +94,12 @@ class Partial:
         shutil.rmtree(old, ignore_errors=True)
 
     def _copy_to_output(self, files: list[str], write_manifest: Any) -> None:
+        there = set(names_below(self.folder))
+        if missing := [file for file in files if file not in there]:
+            raise PreparationError(
+                f"{self.folder}: {missing[0]} is gone, and so are {len(missing) - 1} more. Has another run "
+                f"published this work? Nothing was changed at {self.output}."
+            )
         # From here on, what is at the output without a manifest is ours.
         write_atomically(_parent(self.output) / _PUBLISHING, self.folder.name)
         (self.output / MANIFEST).unlink(missing_ok=True)

@@ -79,6 +79,15 @@ class _Schedule:
             self.rates_K = cap_rates(self.rates_K, limits_K)
         self.quotas_K = block_quotas(self.rates_K, block_size(self.rates_K, objective.max_epochs is not None))
         self.block = int(self.quotas_K.sum())
+        if objective.max_epochs is not None:
+            epochs_K = self.quotas_K / self.block * objective.examples() / self.chunks_K
+            small = np.flatnonzero(epochs_K > 1.25 * objective.max_epochs)
+            if small.size:
+                shown = ", ".join(f"{self.task_names[k]} ({epochs_K[k]:.3g})" for k in small[:5])
+                raise PreparedDataError(
+                    f"{name}: max_epochs = {objective.max_epochs:g} cannot be kept for tasks as small as {shown}: every "
+                    "task comes up once in a million examples. Leave them out, or raise it"
+                )
         # By name, not by position: adding a language must not reshuffle the others' chunks and masks.
         self.keys_K = hash_keys(seed, np.array([string_key(n) for n in self.task_names], np.uint64))
         self.seed, self.name_key = seed, string_key(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections import Counter
 from pathlib import Path
@@ -21,6 +22,7 @@ from deltalm_jax.data.filters.report import filter_table
 from deltalm_jax.data.filters.words import folded
 from deltalm_jax.data.preparation import PreparationError, prepare
 from deltalm_jax.data.readers import read_cc100, read_ccaligned
+from deltalm_jax.data.readers.parallel import read_parallel
 from deltalm_jax.data.vocabulary import Vocabulary
 from tests.data.filters.texts import TEXTS
 from tests.data.test_preparation import SAMPLE_VOCABULARY, files_of
@@ -376,3 +378,35 @@ def test_a_language_more_moves_the_others_places_and_changes_nothing_of_theirs(i
     first, _ = run(filtering(inputs[2:4], tmp_path / "work", **settings))
     more, _ = run(filtering([inputs[0], *inputs[2:4]], tmp_path / "work", **settings))
     assert {(index - 1, *key): items for (index, *key), items in more.items() if index} == first
+
+
+def test_what_a_killed_worker_was_writing_is_passed_over(inputs, tmp_path) -> None:
+    plan = filtering(inputs, tmp_path / "work", deduplicate_pairs=True)
+    for comparison in plan.comparisons:
+        (comparison.folder / "keys" / ".3-train-0-0.abc.tmp").write_bytes(b"half of it")
+    assert run(plan)[0] == run(filtering(inputs, tmp_path / "anew", deduplicate_pairs=True))[0]
+
+
+def test_what_filters_go_by_is_part_of_a_texts_identity(inputs) -> None:
+    source = inputs[2]
+    others = [
+        dataclasses.replace(source, groups={"script": "Cyrl"}),
+        dataclasses.replace(source, language="de"),
+        dataclasses.replace(source, options={"min_margin": 1.1}),
+    ]
+    assert len({one.identity("train", 0) for one in (source, *others)}) == 4
+
+
+def test_the_english_side_is_part_of_the_identity(tmp_path) -> None:
+    (tmp_path / "news.en").write_text("A house.\n")
+    (tmp_path / "news.sw").write_text("Nyumba.\n")
+    files = tmp_path / "news.en", tmp_path / "news.sw"
+
+    def identities() -> list[str | None]:
+        source = Input("p_sw", "translation_span_corruption", "sw", read_parallel, files, part_bytes=1)
+        assert source.parts("train") == 2
+        return [source.identity("train", part) for part in range(2)]
+
+    before = identities()
+    (tmp_path / "news.en").write_text("Another house.\n")
+    assert all(a != b for a, b in zip(before, identities(), strict=True))
