@@ -87,7 +87,7 @@ class TestMistakes:
             capsys, "--gin_file=pretrain_base.gin", f"--gin.DataConfig.data_dir={tmp_path}",
             "--gin.DataConfig.vocabulary=x.model", f"--gin.DataConfig.prepared_dir={tmp_path}/out",
         )  # fmt: skip
-        assert "300 MB of compressed text" in message
+        assert "300 MB of files" in message
         assert (
             f"python -m deltalm_jax.prepare --mixture=deltalm_pretrain --data_dir={tmp_path} --vocabulary=x.model "
             f"--chunk_length=512 --output={tmp_path}/out" in message
