@@ -17,6 +17,7 @@ from rich.table import Table
 
 from deltalm_jax.data.description import command as description
 from deltalm_jax.data.filters.flags import PREFIX, parse_filters
+from deltalm_jax.data.text_flags import SAMPLE, add_text_flags, inputs_of_flags, languages_of
 from deltalm_jax.data.vocabulary import DEFAULT_NUM_SENTINELS
 from deltalm_jax.errors import UserError
 from deltalm_jax.objectives import OBJECTIVES, length_settings
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from deltalm_jax.data.chunks import PreparedData, PreparedTask
     from deltalm_jax.data.preparation import Prepared, Progress
 
-SAMPLE = "sample"
 _SAMPLE_PIECES = 8_000
 _LINE_SECONDS = 5.0
 _INTERRUPTED = 130
@@ -66,25 +66,10 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         allow_abbrev=False,
     )
     what = parser.add_argument_group("what")
-    what.add_argument(
-        "--mixture", default="deltalm_pretrain", metavar="NAME", help="seqio Mixture or Task (default: %(default)s)"
-    )
-    what.add_argument(
-        "--data_dir", default=SAMPLE, metavar="DIR", help='folder of the corpora (default: "sample", shipped)'
-    )
+    add_text_flags(what)
     what.add_argument(
         "--vocabulary", metavar="FILE", help='SentencePiece model (default: "sample", for the sample only)'
     )
-    what.add_argument(
-        "--languages",
-        metavar="CODES",
-        help="of the corpora only these, e.g. de,fr,zh-Hans; "
-        "paper: CC100 of XLM-R's 100 languages and CCAligned of 77, all of which must be there (default: all there are)",
-    )
-    what.add_argument(
-        "--task_module", metavar="MODULE",
-        help="module of yours that registers Tasks and Mixtures (tasks.add_task), e.g. my_tasks; its code runs",
-    )  # fmt: skip
     what.add_argument("--output", metavar="DIR", help="folder to make")
     how = parser.add_argument_group("how")
     how.add_argument(
@@ -188,7 +173,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _prepare(flags: argparse.Namespace, console: Console) -> None:
     with quiet_imports():
         # Imported late: `--help` should not wait for TensorFlow.
-        from deltalm_jax.data.mixture import Registration, inputs_of
         from deltalm_jax.data.preparation import prepare
         from deltalm_jax.data.vocabulary import Vocabulary
         from tasks.corpora import SAMPLE_DIR
@@ -196,12 +180,7 @@ def _prepare(flags: argparse.Namespace, console: Console) -> None:
     filters = parse_filters(flags.filters)
     model = SAMPLE_DIR / "vocabulary.model" if flags.vocabulary == SAMPLE else flags.vocabulary
     vocabulary = Vocabulary.load(model, sentinel_start=flags.sentinel_start, num_sentinels=flags.num_sentinels)
-    languages = [code.strip() for code in flags.languages.split(",")] if flags.languages else None
-    options = {"data_dir": None if flags.data_dir == SAMPLE else flags.data_dir, "languages": languages}
-    registration = Registration(vocabulary, options, flags.task_module)
-    with quiet_imports():
-        registration.register()
-        inputs = inputs_of(flags.mixture, registration)
+    inputs = inputs_of_flags(flags, vocabulary)
     size = _size(inputs, flags.data_dir)
     console.print(f"{flags.mixture}: {len(inputs)} tasks, {size}, vocabulary of {vocabulary.size:,} ids", markup=False)
     begin = time.monotonic()
@@ -211,7 +190,7 @@ def _prepare(flags: argparse.Namespace, console: Console) -> None:
             vocabulary,
             flags.output,
             mixture=flags.mixture,
-            languages=languages,
+            languages=languages_of(flags),
             chunk_length=flags.chunk_length,
             validation_fraction=flags.validation_fraction,
             filters=filters,

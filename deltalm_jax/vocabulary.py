@@ -18,6 +18,7 @@ from rich.table import Table
 
 from deltalm_jax.data.fertility import Fit, changed_share, fit
 from deltalm_jax.data.shards import write_atomically
+from deltalm_jax.data.text_flags import add_text_flags, inputs_of_flags, languages_of
 from deltalm_jax.data.text_sample import LanguageSample, sample_texts
 from deltalm_jax.data.vocabulary import Vocabulary
 from deltalm_jax.data.vocabulary_extension import WEIGHT, extend, is_extension
@@ -28,7 +29,6 @@ from deltalm_jax.quiet import quiet_imports
 if TYPE_CHECKING:
     from deltalm_jax.data.blocks import TextSource
 
-SAMPLE = "sample"
 _INTERRUPTED = 130
 _MB = 1_000_000
 
@@ -97,16 +97,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
 
 def _add_text_flags(parser: argparse.ArgumentParser) -> None:
     text = parser.add_argument_group("text (as in deltalm_jax.prepare)")
-    text.add_argument(
-        "--mixture", default="deltalm_pretrain", metavar="NAME", help="seqio Mixture or Task (default: %(default)s)"
-    )
-    text.add_argument(
-        "--data_dir", default=SAMPLE, metavar="DIR", help='folder of the corpora (default: "sample", shipped)'
-    )
-    text.add_argument(
-        "--languages", metavar="CODES", help="of the corpora only these, e.g. de,fr (default: all there are)"
-    )
-    text.add_argument("--task_module", metavar="MODULE", help="module of yours that registers Tasks; its code runs")
+    add_text_flags(text)
     text.add_argument(
         "--read_mb", type=int, default=1000, metavar="N",
         help="MB of text that are read of a task at most, spread over its parts (default: %(default)s)",
@@ -204,7 +195,7 @@ def _extend(flags: argparse.Namespace, console: Console) -> None:
     _check_output(flags)
     old = Vocabulary.load(flags.vocabulary)
     samples = _sample(flags, console, flags.sample_mb * _MB, flags.exponent)
-    if codes := _codes(flags):  # not English, which comes along with pairs
+    if codes := languages_of(flags):  # not English, which comes along with pairs
         samples = [sample for sample in samples if sample.language in codes]
     texts = [text for sample in samples for text in sample.texts]
     extension = extend(
@@ -254,10 +245,6 @@ def _symbols(flags: argparse.Namespace) -> tuple[str, ...]:
     return tuple(flags.user_symbols.split(",")) if flags.user_symbols else ()
 
 
-def _codes(flags: argparse.Namespace) -> list[str] | None:
-    return [code.strip() for code in flags.languages.split(",")] if flags.languages else None
-
-
 def _check_output(flags: argparse.Namespace) -> None:
     if flags.output.suffix != ".model":
         raise UserError(f"--output={flags.output}: give it the ending .model; the report goes beside it, as .json")
@@ -269,17 +256,9 @@ def _check_output(flags: argparse.Namespace) -> None:
 
 def _inputs(flags: argparse.Namespace) -> list[TextSource]:
     with quiet_imports():
-        from deltalm_jax.data.mixture import Registration, inputs_of
         from tasks.corpora import SAMPLE_DIR
-
-        # Tasks need a vocabulary to be registered; only their text is read here.
-        options = {
-            "data_dir": None if flags.data_dir == SAMPLE else flags.data_dir,
-            "languages": _codes(flags),
-        }
-        registration = Registration(Vocabulary.load(SAMPLE_DIR / "vocabulary.model"), options, flags.task_module)
-        registration.register()
-        return inputs_of(flags.mixture, registration, any_vocabulary=True)
+    # Tasks need a vocabulary to be registered; only their text is read here.
+    return inputs_of_flags(flags, Vocabulary.load(SAMPLE_DIR / "vocabulary.model"), any_vocabulary=True)
 
 
 def _sample(

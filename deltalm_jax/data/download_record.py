@@ -19,8 +19,6 @@ from deltalm_jax.data.shards import write_atomically
 
 RECORD = "downloads.json"
 
-_BLOCK_BYTES = 1 << 20
-
 
 class DownloadRecord:
     """The record of one folder."""
@@ -81,8 +79,5 @@ class DownloadRecord:
 
 
 def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(_BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()

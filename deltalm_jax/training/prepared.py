@@ -85,10 +85,6 @@ def _prepare(config: Config, folder: pathlib.Path, alone: bool) -> None:
     command = prepare_command(config, folder)
     shown = shlex.join(["python", *command[1:]])
     if data.data_dir not in (None, SAMPLE):
-        if "://" in data.data_dir:
-            raise PreparedDataError(
-                f"corpora in an object store are not prepared in passing. Prepare them first:\n  {shown}"
-            )
         corpora = pathlib.Path(data.data_dir)
         if not corpora.is_dir():
             raise PreparedDataError(f"DataConfig.data_dir: there is no folder {corpora}")
