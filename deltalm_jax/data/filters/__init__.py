@@ -10,8 +10,8 @@
     test_sets.py    overlap with texts that a model is tested on
     duplicates.py   keys of texts that are equal or nearly so, and which of several is kept
 
-Plain functions over the items of a block; the Beam stages that call them are in `data/pipeline.py` and
-`data/duplicate_stages.py`.
+Plain functions over the items of a block; `data/filtering.py` calls them in a preparation, and `data/deduplication.py`
+compares keys.
 """
 
 from deltalm_jax.data.filters.config import FilterConfig

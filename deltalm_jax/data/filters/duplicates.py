@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import datasketch
 import numpy as np
 
 from deltalm_jax.data.filters.words import Words, folded
@@ -46,6 +45,8 @@ def document_keys(documents: Sequence[Sequence[str]], bands: int, rows: int, n: 
     Returns:
       The keys, uint64, and of each the number of its document.
     """
+    import datasketch  # it imports scipy: a second of every worker's start, for those who compare documents alone
+
     words = Words([" ".join(map(folded, document)) for document in documents])
     ngrams = words.ngrams(n, whole=True)
     # The scheme "affine32" takes 32 bits and mixes them itself.
