@@ -5,10 +5,12 @@
 #       [--claim=CLAIM:/shared] [more] -- --gin_file=FILE --run_dir=/shared/DIR [training flags]
 #
 #   run        starts the training unless it runs; again, after stop or a failure: goes on from the newest checkpoint
-#   manifest   prints what run would give to kubectl       status   the JobSet and its pods
+#   manifest   prints what run would give to kubectl
+#   status     the JobSet and its pods
+#   logs       of --worker=0 (or all) of --slice=0 (or all); --lines=100; --follow
 #   stop       SIGTERM: the training saves after its step and ends; the JobSet stays, suspended
-#   delete     stops, then removes the JobSet              logs     of --worker=0 (or all) of --slice=0 (or all);
-#                                                                   --lines=100; --follow
+#   delete     stops, then removes the JobSet
+#
 #   --name          of the JobSet
 #   --image         built from launch/Dockerfile
 #   --accelerator, --topology   as the node pool's labels have them; --chips_per_host=4

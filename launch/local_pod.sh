@@ -6,8 +6,10 @@
 #
 #   run      starts all processes and stays, showing the first one's output; Ctrl-C and SIGTERM save and stop them all.
 #            Exit code: the training's (75 when it was stopped by SIGTERM)
-#   start    the same, detached             status   of each process
-#   stop     SIGTERM to all, then waits     logs     of --worker=0 (or all); --lines=100; --follow
+#   start    the same, detached
+#   status   of each process
+#   logs     of --worker=0 (or all); --lines=100; --follow
+#   stop     SIGTERM to all, then waits
 #
 #   --processes=2, --devices=2   processes, and devices of each
 #   --dir=runs/local_pod         each process's log, process id and exit code

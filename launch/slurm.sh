@@ -5,7 +5,8 @@
 #
 #   run      submits the job unless one of that name is queued or running. When its time ends or it is preempted, it saves
 #            and queues itself again; to go on after stop or an error, run again
-#   status   what the queue says       logs     the end of its output; --lines=100; --follow
+#   status   what the queue says
+#   logs     the end of its output; --lines=100; --follow
 #   stop     SIGTERM: the training saves after its step and ends; the job is not queued again
 #
 #   --name            of the job

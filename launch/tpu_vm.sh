@@ -7,10 +7,13 @@
 #   run      asks for the TPU if there is none (anew if it was preempted), waits for it, installs, starts the training.
 #            Again: goes on from wherever things are.
 #   keep     run, and again whenever the TPU was preempted, until the training is done; it stays in the foreground
-#   create   asks for the TPU and waits for it          status   the TPU's state, and each worker's
-#   install  this checkout, on all workers              logs     of --worker=0 (or all) of --slice=0; --lines=100; --follow
-#   start    the training, on all workers, detached     stop     SIGTERM: the training saves after its step and ends (75)
-#                                                       delete   stops, then gives the TPU back; --force does not stop first
+#   create   asks for the TPU and waits for it
+#   install  this checkout, on all workers
+#   start    the training, on all workers, detached
+#   status   the TPU's state, and each worker's
+#   logs     of --worker=0 (or all) of --slice=0; --lines=100; --follow
+#   stop     SIGTERM: the training saves after its step and ends with exit code 75
+#   delete   stops, then gives the TPU back; --force does not stop first
 #
 #   --name      of the TPU; of several slices, of the request, and they are NAME-0, NAME-1, …
 #   --type      accelerator type, such as v5litepod-16 or v6e-64
