@@ -9,8 +9,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from tests.support import runs
@@ -72,6 +74,13 @@ class Stubs:
     def __post_init__(self) -> None:
         (self.folder / "bin").mkdir(parents=True)
         self.add("training_python", _PYTHON.format(python=sys.executable))
+        shutil.copytree(LAUNCH, self.checkout / "launch")
+        subprocess.run(["git", "init", "--quiet", self.checkout], check=True)
+
+    @property
+    def checkout(self) -> Path:
+        """A repository of these scripts alone: what is installed on workers in a test is small."""
+        return self.folder / "checkout"
 
     @property
     def python(self) -> Path:
@@ -85,16 +94,17 @@ class Stubs:
         path.chmod(0o755)
 
     def run(self, script: str, *arguments: str, timeout: float = 60, **environment: str) -> subprocess.CompletedProcess:
-        """Runs a script of `launch/` with the stand-ins first on PATH."""
+        """Runs a script of `launch/`, of a small checkout, with the stand-ins first on PATH."""
         return subprocess.run(
-            [LAUNCH / script, *arguments], env=self.environment(**environment), cwd=self.folder, text=True,
+            [self.checkout / "launch" / script, *arguments], env=self.environment(**environment), cwd=self.folder, text=True,
             capture_output=True, timeout=timeout, check=False,
         )  # fmt: skip
 
     def environment(self, **more: str) -> dict[str, str]:
         path = f"{self.folder / 'bin'}:{os.environ['PATH']}"
         kept = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")}
-        return kept | {"PATH": path, "STUBS": str(self.folder), "PYTHON": str(self.python)} | more
+        ours = {"PATH": path, "STUBS": str(self.folder), "PYTHON": str(self.python), "PYTHONPATH": str(runs.ROOT)}
+        return kept | ours | more
 
     def calls(self, *beginning: str) -> list[list[str]]:
         """The calls so far, of the stand-ins alone, that begin with these words."""
@@ -106,6 +116,14 @@ class Stubs:
         """What each training was told: its arguments and environment."""
         path = self.folder / "trainings"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def wait_for_trainings(self, number: int) -> list[dict]:
+        """Trainings are started detached: what each was told, once there are so many."""
+        deadline = time.monotonic() + 30
+        while len(self.trainings()) < number:
+            assert time.monotonic() < deadline, f"{len(self.trainings())} trainings of {number}"
+            time.sleep(0.02)
+        return self.trainings()
 
     def forget(self) -> None:
         """Empties the notes."""

@@ -18,7 +18,8 @@ _, _, _, group, verb, *rest = sys.argv
 flags = dict(a.removeprefix("--").partition("=")[::2] for a in rest if a.startswith("--"))
 if (stubs / "fail").exists() and (stubs / "fail").read_text() == verb:
     sys.exit("ERROR: (gcloud) no")
-homes = [stubs / f"home-{rest[0].split(':')[0]}-{w}" for w in range(2)]
+node = rest[1].split(":")[0] if verb == "scp" else rest[0]
+homes = [stubs / f"home-{node}-{worker}" for worker in range(2)]
 if verb == "list":
     left = json.loads(states.read_text()) if states.exists() else [""]
     print(left[0])
@@ -43,10 +44,6 @@ elif verb == "ssh":
     codes = [subprocess.run(["sh", "-c", flags["command"]], cwd=home, env=env).returncode for home in chosen]
     sys.exit(max(codes))
 """
-GCLOUD = GCLOUD.replace("homes = [", "rest = rest if verb != 'scp' else [rest[0], *rest[1:]]\nhomes = [").replace(
-    "rest[0].split(':')[0]}", "(rest[1] if verb == 'scp' else rest[0] if rest else '').split(':')[0]}"
-)
-
 # uv makes environments whose python trains nothing.
 UV = """
 import pathlib
@@ -90,15 +87,14 @@ def test_run_makes_the_tpu_installs_and_starts_the_training_with_the_very_argume
     assert verbs(stubs) == ["list", "create", "list", "list", "scp", "ssh", "ssh"]
     (create,) = stubs.calls("gcloud", "compute", "tpus", "tpu-vm", "create")
     assert create[5:] == ["pod", *WHERE, "--accelerator-type=v5litepod-8", "--spot", "--version=v2-alpha-tpuv5-lite"]
-    trainings = stubs.trainings()
-    assert len(trainings) == 2  # workers
-    for training in trainings:
+    for training in stubs.wait_for_trainings(2):  # one a worker
         assert training["arguments"] == ["-m", "deltalm_jax.train", "--coordinator=auto", *TRAINING[1:]]
         assert training["environment"]["VARIABLE"] == "a  'b' $c"
 
 
 def test_run_again_leaves_a_training_alone(stubs):
     ok(stubs.run("tpu_vm.sh", "run", *ONE, *TRAINING))
+    stubs.wait_for_trainings(2)
     stubs.forget()
     again = ok(stubs.run("tpu_vm.sh", "run", *ONE, *TRAINING))
     assert "create" not in verbs(stubs)
@@ -136,11 +132,12 @@ def test_two_slices_are_one_request(stubs):
         "--network=mtu 9k",
     ]  # fmt: skip
     assert [call[5] for call in stubs.calls("gcloud", "compute", "tpus", "tpu-vm", "ssh")] == ["pod-0", "pod-1"] * 2
-    assert len(stubs.trainings()) == 4
+    stubs.wait_for_trainings(4)
 
 
 def test_stop_sends_sigterm_and_status_and_logs_tell(stubs):
     ok(stubs.run("tpu_vm.sh", "run", *ONE, *TRAINING))
+    stubs.wait_for_trainings(2)
     assert "running" in ok(stubs.run("tpu_vm.sh", "status", *ONE)).stdout
     ok(stubs.run("tpu_vm.sh", "stop", *ONE))
     assert (stubs.folder / "saved").exists()
@@ -155,6 +152,7 @@ def test_stop_sends_sigterm_and_status_and_logs_tell(stubs):
 
 def test_delete_stops_first(stubs):
     ok(stubs.run("tpu_vm.sh", "run", *ONE, *TRAINING))
+    stubs.wait_for_trainings(2)
     ok(stubs.run("tpu_vm.sh", "delete", *ONE))
     assert (stubs.folder / "saved_before_delete").read_text() == "True"
     stubs.forget()
@@ -184,20 +182,17 @@ def test_a_command_that_fails_ends_the_run(stubs, verb):
 
 
 def test_a_dry_run_prints_what_a_run_does(stubs):
-    arguments = ["run", *ONE, "--setup=mountpoint -q /data || mount '/data'", *TRAINING]
-    printed = shlex.split(ok(stubs.run("tpu_vm.sh", *arguments, "--dry_run")).stdout.replace("&&", "' && '"))
+    arguments = ["run", *ONE, "--setup=mountpoint -q /data || echo 'mounted'", *TRAINING]
+    printed = ok(stubs.run("tpu_vm.sh", *arguments[: -len(TRAINING)], "--dry_run", *TRAINING)).stdout
     assert stubs.calls() == []
     play(stubs, "", after_create=["READY"])
-    ok(stubs.run("tpu_vm.sh", *arguments[:-len(TRAINING)], *TRAINING))
-    done = [word for call in stubs.calls("gcloud") for word in call]
-
-    def comparable(words):
-        start = words.index("gcloud")
-        local = words.index("bash") if "bash" in words else len(words)
-        rest = words[start:local] + words[local:][words[local:].index("gcloud") :] if local < len(words) else words
-        return [word if not word.endswith("/deltalm_jax.tar.gz") else "ARCHIVE" for word in rest]
-
-    assert comparable(printed) == comparable(done)
+    ok(stubs.run("tpu_vm.sh", *arguments))
+    # Words are compared, since a quoted word may hold line breaks. git and tar are not stand-ins.
+    words = ["/ARCHIVE" if word.endswith("/deltalm_jax.tar.gz") else word for word in shlex.split(printed)]
+    packing = words.index("bash")
+    del words[packing : words.index("gcloud", packing)]
+    called = [word for call in stubs.calls("gcloud") for word in call]
+    assert words == ["/ARCHIVE" if word.endswith("/deltalm_jax.tar.gz") else word for word in called]
 
 
 class TestKeep:
