@@ -72,7 +72,8 @@ run_training() {
     echo "$(quoted "${jobset[@]}") | $(quoted "${kubectl[@]}" create --filename=-)"
     return
   fi
-  local now
+  local made now
+  made=$("${jobset[@]}") # first: a mistake in the flags must change nothing
   now=$(state)
   case $now in
     running)
@@ -86,7 +87,7 @@ run_training() {
     # What can be changed of a JobSet is little, so a new one takes its place: all that lasts is in the run directory.
     suspended | Failed) "${kubectl[@]}" delete jobset "$name" --wait ;;
   esac
-  "${jobset[@]}" | "${kubectl[@]}" create --filename=-
+  "${kubectl[@]}" create --filename=- <<<"$made"
 }
 
 status() {

@@ -51,7 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Prints `settings` of the platform named in the arguments; 2 is the exit code of a platform that there is not."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if len(arguments) != 1 or arguments[0] not in PLATFORMS:
-        print(f"error: expected one of {', '.join(PLATFORMS)}, found {' '.join(arguments) or 'nothing'}", file=sys.stderr)
+        print(
+            f"error: expected one of {', '.join(PLATFORMS)}, found {' '.join(arguments) or 'nothing'}", file=sys.stderr
+        )
         return 2
     for variable, value in settings(arguments[0], os.environ).items():
         print(f"{variable}={value}")

@@ -54,7 +54,9 @@ class TestEachScript:
             assert stubs.calls() == []
 
 
-@pytest.mark.parametrize(("script", "program"), [("tpu_vm.sh", "gcloud"), ("gke.sh", "kubectl"), ("slurm.sh", "squeue")])
+@pytest.mark.parametrize(
+    ("script", "program"), [("tpu_vm.sh", "gcloud"), ("gke.sh", "kubectl"), ("slurm.sh", "squeue")]
+)
 def test_a_program_that_is_not_there_is_named(stubs, tmp_path, script, program):
     bare = tmp_path / "bare"
     bare.mkdir()
