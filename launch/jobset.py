@@ -105,7 +105,7 @@ def manifest(flags: argparse.Namespace) -> dict[str, Any]:
             # A preempted host ends its slice's Job, and all start again from the newest checkpoint. Mistakes do not.
             "failurePolicy": {
                 "maxRestarts": flags.max_restarts,
-                "rules": [{"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}],
+                "rules": [{"name": "mistake", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}],
             },
             "replicatedJobs": [{"name": "slice", "replicas": flags.slices, "template": {"spec": job}}],
         },
