@@ -20,7 +20,7 @@
 #   --version   runtime version that goes with the type
 #   --zone, --project   default: those of gcloud's configuration
 #   --queued    a queued resource: waits in a queue until there is capacity
-#   --slices    more than one is a queued resource too
+#   --slices    more than one is a queued resource too; give --queued and --slices to every command alike
 #   --spot      cheaper, and may be taken away at any time
 #   --create_flag=--FLAG=VALUE   one more flag of gcloud's create command (network, disks, reservation); may be repeated
 #   --ssh_flag=--FLAG=VALUE      one more flag of gcloud's ssh and scp commands; may be repeated
@@ -44,6 +44,8 @@ SWITCHES=(dry_run queued spot follow force)
 parse "$@"
 
 given name
+[[ $name =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ ]] || fail "--name=$name: expected a-z, 0-9 and -, beginning with a letter"
+[[ $slices =~ ^[1-9][0-9]*$ ]] || fail "--slices=$slices: expected a number from 1"
 need gcloud "It comes with the Google Cloud CLI: https://cloud.google.com/sdk/docs/install"
 where=(${zone:+"--zone=$zone"} ${project:+"--project=$project"})
 [[ $slices == 1 ]] || queued=1

@@ -123,6 +123,17 @@ def test_a_request_that_fails_again_is_not_repeated_for_ever(stubs):
     assert verbs(stubs).count("create") == 1
 
 
+@pytest.mark.parametrize(
+    ("flag", "part"),
+    [("--name=Pod 1", "--name=Pod 1: expected a-z"), ("--slices=two", "--slices=two: expected a number")],
+)
+def test_mistakes_are_named_before_anything_is_asked_for(stubs, flag, part):
+    done = stubs.run("tpu_vm.sh", "run", *ONE, flag, *TRAINING)
+    assert done.returncode == 2
+    assert part in done.stderr
+    assert stubs.calls() == []
+
+
 def test_two_slices_are_one_request(stubs):
     play(stubs, "", after_create=["ACTIVE"])
     ok(stubs.run("tpu_vm.sh", "run", *ONE, "--slices=2", "--create_flag=--network=mtu 9k", *TRAINING))
