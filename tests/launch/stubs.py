@@ -30,7 +30,7 @@ DIFFICULT = [
     "",
 ]
 
-_NOTE = """#!{python}
+_NOTE = """#!{python} -SE
 import fcntl, json, os, sys
 STUBS = os.environ["STUBS"]
 with open(os.path.join(STUBS, "calls"), "a") as file:
