@@ -14,7 +14,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 # libtpu schedules collectives beside arithmetic by itself: of the documented flags for that
-# (https://docs.jax.dev/en/latest/xla_flags.html) none changes what libtpu 0.0.42 compiles; docs/pods.md says which were tried.
+# (https://docs.jax.dev/en/latest/xla_flags.html) none changes what libtpu 0.0.42 compiles. Those tried: docs/pods.md.
 _TPU: tuple[str, ...] = ()
 
 # Documented at https://docs.jax.dev/en/latest/gpu_performance_tips.html, known to jaxlib 0.10.
