@@ -15,6 +15,7 @@ source "$(dirname "$0")/commands.sh"
 verb=$1 directory=$2
 shift 2
 host=$(uname -n)
+need flock "It is part of util-linux, as setsid is."
 
 # The lock is the operating system's and inherited by the command: it ends with the last of both, so none is ever stale.
 running() { [[ -e $directory/lock ]] && ! flock --nonblock "$directory/lock" true; }

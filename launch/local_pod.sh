@@ -83,7 +83,8 @@ run_training() {
   trap stop TERM INT
   start
   [[ ! $DRY_RUN ]] || return 0
-  tail --pid="$(<"$dir/0/pid")" --lines="+$((seen + 1))" --follow=name "$dir/0/log" &
+  # In a session of its own, so that Ctrl-C leaves the last lines to be shown.
+  setsid tail --pid="$(<"$dir/0/pid")" --lines="+$((seen + 1))" --follow=name "$dir/0/log" &
   for i in $(workers all); do
     while "$job" running "$dir/$i"; do sleep 0.2; done
     ended=1
