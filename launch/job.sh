@@ -52,6 +52,7 @@ supervise() {
     wait $! || code=$?
   done
   echo "$code" >"$directory/exit_code"
+  exit # here, lest bash read on in a file that may be another by now
 }
 
 status() {

@@ -42,7 +42,7 @@ with open(os.path.join(STUBS, "calls"), "a") as file:
 _PYTHON = """
 import pathlib, signal, subprocess, time
 stubs = pathlib.Path(STUBS)
-if sys.argv[2] == "deltalm_jax.parallel.flags":
+if sys.argv[1] == "-c" or sys.argv[2] == "deltalm_jax.parallel.flags":
     sys.exit(subprocess.run([{python!r}, *sys.argv[1:]]).returncode)
 def end(*_):
     (stubs / "saved").touch()
