@@ -25,7 +25,8 @@ class Pod:
         write_toy_data(place / "data", runs.TOY_TASKS, shards=2)
         more = f"TrainConfig.steps={STEPS}", "TrainConfig.eval_every=0", "TrainConfig.checkpoint_every=100000"
         python, *_ = command = runs.command(self.run_dir, place / "data", *more, "MeshConfig.fsdp=2")
-        self.environment = runs.environment() | {"PYTHON": python}
+        quickly = "--xla_backend_optimization_level=0"  # compiled, not well
+        self.environment = runs.environment() | {"PYTHON": python, "XLA_FLAGS": quickly}
         self.arguments = ["--processes=2", "--devices=2", f"--dir={place / 'pod'}", "--", *command[3:]]
 
     def begin(self, verb: str) -> subprocess.Popen:
