@@ -16,8 +16,8 @@ from deltalm_jax.model.attention import KeysValues, causal_mask, padding_mask
 from deltalm_jax.model.config import PAD_ID, PADDING_POSITION, RESERVED_POSITIONS, ModelConfig
 from deltalm_jax.model.decoder_layer import InterleavedLayer, VanillaLayer
 from deltalm_jax.model.dropout import layer_keys, split_key
-from deltalm_jax.model.embedding import embed, embedding_table, position_rows
-from deltalm_jax.model.layer import scan_layers, stack_layers
+from deltalm_jax.model.embedding import embed, embedding_table, look_up, position_rows
+from deltalm_jax.model.layer import Gather, scan_layers, stack_layers
 from deltalm_jax.model.linear import LayerNorm
 
 Cache = dict[str, dict[str, jax.Array]]
@@ -39,7 +39,7 @@ class Decoder(nnx.Module):
 
     def __call__(
         self,
-        token_embedding_VD: jax.Array,
+        token_BTD: jax.Array,
         encoded_BSD: jax.Array,
         encoder_tokens_BS: jax.Array,
         tokens_BT: jax.Array,
@@ -47,17 +47,19 @@ class Decoder(nnx.Module):
         dropout_key: jax.Array | None = None,
         compute_dtype: jax.typing.DTypeLike = jnp.float32,
         return_states: bool = False,
+        gather: Gather | None = None,
     ) -> tuple[jax.Array, jax.Array | None]:
         """Decodes with the target known (teacher forcing).
 
         Args:
-          token_embedding_VD: the shared token table.
+          token_BTD: the decoder input's rows of the shared token table.
           encoded_BSD: the encoder's output.
           encoder_tokens_BS: the encoder's input; only its padding matters.
           tokens_BT: decoder input ids.
-          dropout_key: None for no dropout.
+          dropout_key: a key or keys [B]; None for no dropout.
           compute_dtype: of the activations.
           return_states: whether to return the residual stream of every layer.
+          gather: see `scan_layers`.
 
         Returns:
           [B, T, D], to be multiplied with the token table, in `compute_dtype`; and the residual stream before the first
@@ -66,10 +68,9 @@ class Decoder(nnx.Module):
         embedding_key, layers_key = split_key(dropout_key, 2)
         hidden_BTD = embed(
             self.config,
-            token_embedding_VD,
+            token_BTD,
             self.position_embedding[...],
             self.embedding_layer_norm,
-            tokens_BT,
             position_rows(tokens_BT),
             embedding_key,
             compute_dtype,
@@ -84,7 +85,7 @@ class Decoder(nnx.Module):
             return hidden_BTD, hidden_BTD if return_states else None
 
         keys_N = layer_keys(layers_key, self.config.num_decoder_layers)
-        decoded_BTD, states_NBTD = scan_layers(self.config, self.layers, apply_layer, hidden_BTD, keys_N)
+        decoded_BTD, states_NBTD = scan_layers(self.config, self.layers, apply_layer, hidden_BTD, keys_N, gather)
         if states_NBTD is not None:
             states_NBTD = jnp.concatenate([hidden_BTD[None], states_NBTD])
         if self.final_layer_norm is not None:
@@ -115,10 +116,9 @@ class Decoder(nnx.Module):
         rows_B = jnp.where(real_B & (length_B >= max_length), self.config.num_positions, rows_B)
         hidden_B1D = embed(
             self.config,
-            token_embedding_VD,
+            look_up(token_embedding_VD, tokens_B[:, None]),
             self.position_embedding[...],
             self.embedding_layer_norm,
-            tokens_B[:, None],
             rows_B[:, None],
             None,
             source["key"].dtype,

@@ -15,11 +15,15 @@ from flax import nnx
 from deltalm_jax.model.config import EOS_ID, PAD_ID, ModelConfig
 from deltalm_jax.model.decoder import Cache, Decoder
 from deltalm_jax.model.dropout import split_key
-from deltalm_jax.model.embedding import embedding_table
+from deltalm_jax.model.embedding import embedding_table, look_up
 from deltalm_jax.model.encoder import Encoder
+from deltalm_jax.model.layer import Gather
 
 Params = dict[str, Any]
 """Nested dictionary of arrays, float32; those under a `layers` key have a leading layer axis."""
+
+TokenRows = tuple[jax.Array, jax.Array]
+"""Rows of the token table at the encoder's and at the decoder's ids, [B, S, D] and [B, T, D]."""
 
 
 class LayerStates(NamedTuple):
@@ -55,8 +59,10 @@ def hidden_states(
     encoder_tokens_BS: jax.Array,
     decoder_input_tokens_BT: jax.Array,
     *,
+    token_rows: TokenRows | None = None,
     dropout_key: jax.Array | None = None,
     compute_dtype: jax.typing.DTypeLike = jnp.float32,
+    gather: Gather | None = None,
 ) -> jax.Array:
     """The whole model short of its output layer.
 
@@ -65,8 +71,11 @@ def hidden_states(
       params: as `init_params` returns them.
       encoder_tokens_BS: int ids, padded with `PAD_ID` on either side.
       decoder_input_tokens_BT: int ids; for training `shift_right(targets)`.
-      dropout_key: a jax key; None for no dropout.
+      token_rows: the rows of `params["token_embedding"]` at the encoder's and the decoder's ids, if they have been looked
+        up already, to have their gradients apart from the table's; the table itself is then not looked at.
+      dropout_key: a jax key, or keys [B], one for each row; None for no dropout.
       compute_dtype: of activations and matrix products.
+      gather: makes a layer's weights whole where each device keeps a part of them (see `layer.scan_layers`).
 
     Returns:
       [B, T, D] in `compute_dtype`, to be multiplied with `params["token_embedding"]` [V, D].
@@ -74,15 +83,11 @@ def hidden_states(
     Raises:
       ValueError: a sequence is longer than `config.max_length`.
     """
-    encoded_BSD = apply_encoder(config, params, encoder_tokens_BS, dropout_key=dropout_key, compute_dtype=compute_dtype)
+    rows_BSD, rows_BTD = token_rows or (None, None)
+    shared: Any = {"dropout_key": dropout_key, "compute_dtype": compute_dtype, "gather": gather}
+    encoded_BSD = apply_encoder(config, params, encoder_tokens_BS, token_BSD=rows_BSD, **shared)
     return apply_decoder(
-        config,
-        params,
-        encoded_BSD,
-        encoder_tokens_BS,
-        decoder_input_tokens_BT,
-        dropout_key=dropout_key,
-        compute_dtype=compute_dtype,
+        config, params, encoded_BSD, encoder_tokens_BS, decoder_input_tokens_BT, token_BTD=rows_BTD, **shared
     )
 
 
@@ -91,14 +96,17 @@ def apply_encoder(
     params: Params,
     encoder_tokens_BS: jax.Array,
     *,
+    token_BSD: jax.Array | None = None,
     dropout_key: jax.Array | None = None,
     compute_dtype: jax.typing.DTypeLike = jnp.float32,
+    gather: Gather | None = None,
 ) -> jax.Array:
     """The encoder alone; arguments as for `hidden_states`. Returns [B, S, D] in `compute_dtype`."""
     encoder_key, _ = split_key(dropout_key, 2)
-    model = _merge(config, params)
-    return model.encoder(
-        model.token_embedding[...], encoder_tokens_BS, dropout_key=encoder_key, compute_dtype=compute_dtype
+    if token_BSD is None:
+        token_BSD = look_up(params["token_embedding"], encoder_tokens_BS)
+    return _merge(config, params).encoder(
+        token_BSD, encoder_tokens_BS, dropout_key=encoder_key, compute_dtype=compute_dtype, gather=gather
     )[0]
 
 
@@ -109,19 +117,23 @@ def apply_decoder(
     encoder_tokens_BS: jax.Array,
     decoder_input_tokens_BT: jax.Array,
     *,
+    token_BTD: jax.Array | None = None,
     dropout_key: jax.Array | None = None,
     compute_dtype: jax.typing.DTypeLike = jnp.float32,
+    gather: Gather | None = None,
 ) -> jax.Array:
     """The decoder alone, given the encoder's output and input ids (for their padding). Returns as `hidden_states`."""
     _, decoder_key = split_key(dropout_key, 2)
-    model = _merge(config, params)
-    return model.decoder(
-        model.token_embedding[...],
+    if token_BTD is None:
+        token_BTD = look_up(params["token_embedding"], decoder_input_tokens_BT)
+    return _merge(config, params).decoder(
+        token_BTD,
         encoded_BSD,
         encoder_tokens_BS,
         decoder_input_tokens_BT,
         dropout_key=decoder_key,
         compute_dtype=compute_dtype,
+        gather=gather,
     )[0]
 
 
@@ -137,10 +149,10 @@ def layer_states(
     model = _merge(config, params)
     table_VD = model.token_embedding[...]
     encoded_BSD, encoder_states_NBSD = model.encoder(
-        table_VD, encoder_tokens_BS, compute_dtype=compute_dtype, return_states=True
+        look_up(table_VD, encoder_tokens_BS), encoder_tokens_BS, compute_dtype=compute_dtype, return_states=True
     )
     hidden_BTD, decoder_states_NBTD = model.decoder(
-        table_VD,
+        look_up(table_VD, decoder_input_tokens_BT),
         encoded_BSD,
         encoder_tokens_BS,
         decoder_input_tokens_BT,

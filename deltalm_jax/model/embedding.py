@@ -29,12 +29,16 @@ def position_rows(tokens_BS: jax.Array) -> jax.Array:
     return jnp.cumsum(real_BS, axis=1) * real_BS + PADDING_POSITION
 
 
+def look_up(token_embedding_VD: jax.Array, tokens_BS: jax.Array) -> jax.Array:
+    """[B, S, D]: the tokens' rows of the table, in its dtype. An id outside the table gives NaN."""
+    return jnp.take(token_embedding_VD, tokens_BS, axis=0)
+
+
 def embed(
     config: ModelConfig,
-    token_embedding_VD: jax.Array,
+    token_BSD: jax.Array,
     position_embedding_PD: jax.Array,
     layer_norm: LayerNorm | None,
-    tokens_BS: jax.Array,
     rows_BS: jax.Array,
     dropout_key: jax.Array | None,
     compute_dtype: jax.typing.DTypeLike,
@@ -43,25 +47,24 @@ def embed(
 
     Args:
       config: for the longest length and the dropout rate.
-      token_embedding_VD, position_embedding_PD, layer_norm: the weights.
-      tokens_BS: int ids.
+      token_BSD: the tokens' rows of the token table (`look_up`).
+      position_embedding_PD, layer_norm: the weights.
       rows_BS: each token's row in the position table: `position_rows(tokens_BS)` for whole sequences.
-      dropout_key: None for no dropout.
+      dropout_key: a key or keys [B]; None for no dropout.
       compute_dtype: of the result.
 
     Returns:
-      [B, S, D] in `compute_dtype`; the sum and the LayerNorm are float32. An id or row outside its table gives NaN.
+      [B, S, D] in `compute_dtype`; the sum and the LayerNorm are float32. A row outside the position table gives NaN.
 
     Raises:
       ValueError: the sequences are longer than `config.max_length`.
     """
-    length = tokens_BS.shape[1]
+    length = token_BSD.shape[1]
     if length > config.max_length:
         raise ValueError(
             f"Sequences of {length} tokens do not fit a model with ModelConfig.max_length={config.max_length}. "
             f"Shorten them, or raise max_length (a new position table)."
         )
-    token_BSD = jnp.take(token_embedding_VD, tokens_BS, axis=0)
     position_BSD = jnp.take(position_embedding_PD, rows_BS, axis=0)
     embedded_BSD = token_BSD + position_BSD
     if layer_norm is not None:

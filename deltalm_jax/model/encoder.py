@@ -1,4 +1,4 @@
-"""DeltaLM's encoder: that of XLM-R. Legend: B batch, S source positions, D hidden size, V vocabulary, N layers."""
+"""DeltaLM's encoder: that of XLM-R. Legend: B batch, S source positions, D hidden size, N layers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from deltalm_jax.model.config import PAD_ID, PADDING_POSITION, ModelConfig
 from deltalm_jax.model.dropout import layer_keys, split_key
 from deltalm_jax.model.embedding import embed, embedding_table, position_rows
 from deltalm_jax.model.feed_forward import FeedForward
-from deltalm_jax.model.layer import feed_forward_sublayer, scan_layers, self_attention_sublayer, stack_layers
+from deltalm_jax.model.layer import Gather, feed_forward_sublayer, scan_layers, self_attention_sublayer, stack_layers
 from deltalm_jax.model.linear import LayerNorm
 
 
@@ -46,14 +46,23 @@ class Encoder(nnx.Module):
 
     def __call__(
         self,
-        token_embedding_VD: jax.Array,
+        token_BSD: jax.Array,
         tokens_BS: jax.Array,
         *,
         dropout_key: jax.Array | None = None,
         compute_dtype: jax.typing.DTypeLike = jnp.float32,
         return_states: bool = False,
+        gather: Gather | None = None,
     ) -> tuple[jax.Array, jax.Array | None]:
         """Encodes token ids.
+
+        Args:
+          token_BSD: their rows of the shared token table.
+          tokens_BS: the ids.
+          dropout_key: a key or keys [B]; None for no dropout.
+          compute_dtype: of the activations.
+          return_states: whether to return the residual stream of every layer.
+          gather: see `scan_layers`.
 
         Returns:
           [B, S, D] for the decoder to look at, in `compute_dtype`; and the residual stream before the first layer and
@@ -62,10 +71,9 @@ class Encoder(nnx.Module):
         embedding_key, layers_key = split_key(dropout_key, 2)
         hidden_BSD = embed(
             self.config,
-            token_embedding_VD,
+            token_BSD,
             self.position_embedding[...],
             self.embedding_layer_norm,
-            tokens_BS,
             position_rows(tokens_BS),
             embedding_key,
             compute_dtype,
@@ -81,7 +89,7 @@ class Encoder(nnx.Module):
             return hidden_BSD, hidden_BSD if return_states else None
 
         keys_N = layer_keys(layers_key, self.config.num_encoder_layers)
-        encoded_BSD, states_NBSD = scan_layers(self.config, self.layers, apply_layer, hidden_BSD, keys_N)
+        encoded_BSD, states_NBSD = scan_layers(self.config, self.layers, apply_layer, hidden_BSD, keys_N, gather)
         if states_NBSD is not None:
             states_NBSD = jnp.concatenate([hidden_BSD[None], states_NBSD])
         if self.final_layer_norm is not None:

@@ -20,6 +20,10 @@ from deltalm_jax.model.feed_forward import FeedForward
 from deltalm_jax.model.linear import LayerNorm
 
 _SUBLAYER_OUTPUT = "sublayer_output"
+_GATHERED = "gathered_weight"
+
+Gather = Callable[[Any], Any]
+"""Makes a layer's weights whole, where each device keeps a part of them: nested dictionaries of arrays in and out."""
 
 # By ModelConfig.remat: what of a layer is kept for the backward pass, beside the layer's input.
 _REMAT_POLICIES: dict[str, Callable[..., Any]] = {
@@ -129,6 +133,7 @@ def scan_layers(
     apply_layer: Callable[[LayerT, jax.Array, Any], tuple[jax.Array, Any]],
     hidden_BTD: jax.Array,
     inputs: Any = None,
+    gather: Gather | None = None,
 ) -> tuple[jax.Array, Any]:
     """Runs the residual stream through stacked layers, one after the other.
 
@@ -138,18 +143,26 @@ def scan_layers(
       apply_layer: (one layer, residual stream, its inputs) -> (residual stream, its outputs).
       hidden_BTD: the residual stream before the first layer.
       inputs: what each layer is given beside the residual stream: a tree of arrays with a leading layer axis, or None.
+      gather: called on each layer's weights where they are used, in the backward pass once more: no more than one
+        layer's are ever whole. None if they are whole already.
 
     Returns:
       The residual stream after the last layer, and what the layers put out, stacked along a leading layer axis.
     """
-    graph, stacked_state = nnx.split(layers)
+    graph, state = nnx.split(layers)
+    stacked = nnx.to_pure_dict(state)
 
-    def body(hidden_BTD: jax.Array, layer: tuple[nnx.State, Any]) -> tuple[jax.Array, Any]:
-        state, inputs = layer
-        return apply_layer(nnx.merge(graph, state), hidden_BTD, inputs)
+    def body(hidden_BTD: jax.Array, layer: tuple[Any, Any]) -> tuple[jax.Array, Any]:
+        weights, inputs = layer
+        if gather is not None:
+            weights = jax.tree.map(lambda weight: checkpoint_name(weight, _GATHERED), gather(weights))
+        return apply_layer(nnx.merge(graph, weights), hidden_BTD, inputs)
 
-    if config.remat != "none":
+    policy = _REMAT_POLICIES.get(config.remat)
+    if policy is None and gather is not None:
+        policy = jax.checkpoint_policies.save_anything_except_these_names(_GATHERED)
+    if policy is not None:
         # In a loop the forward pass cannot be merged with its recomputation, so the guard against that is only cost.
-        body = jax.checkpoint(body, prevent_cse=not config.scan_layers, policy=_REMAT_POLICIES[config.remat])
-    unroll = 1 if config.scan_layers else jax.tree.leaves(stacked_state)[0].shape[0]
-    return jax.lax.scan(body, hidden_BTD, (stacked_state, inputs), unroll=unroll)
+        body = jax.checkpoint(body, prevent_cse=not config.scan_layers, policy=policy)
+    unroll = 1 if config.scan_layers else jax.tree.leaves(stacked)[0].shape[0]
+    return jax.lax.scan(body, hidden_BTD, (stacked, inputs), unroll=unroll)

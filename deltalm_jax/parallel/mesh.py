@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import math
+from collections.abc import Sequence
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from deltalm_jax.errors import UserError
 from deltalm_jax.fields import check_types, operational
 
-AXES = ("data", "fsdp", "tensor")
+# `data` is three axes of the mesh, one for each dimension of a TPU's torus (elsewhere all but the first have one device):
+# libtpu scatters a sum round a ring, but what goes over a plane it sums in full first, at twice the traffic.
+DATA_AXES = ("data_x", "data_y", "data_z")
+AXES = ("slice", *DATA_AXES, "fsdp", "tensor")
 
 
 class MeshError(UserError, ValueError):
@@ -23,18 +30,21 @@ class MeshConfig:
     """How the devices are arranged. All fields are operational: a run may resume on another arrangement.
 
     Attributes:
-      data: ways the batch is split with parameters whole; -1 takes all devices the other axes leave.
-      fsdp: ways the batch is split with parameters split too (gathered layer by layer).
+      slices: TPU slices, each with a fast network inside (ICI) and a slow one between them (DCN); each slice has all
+        parameters, and only gradients travel between slices, each device's own part of them.
+      data: ways the batch is split, with parameters gathered whole once a step; -1 takes all devices the other axes leave.
+      fsdp: ways the batch is split, with parameters gathered layer by layer: less memory, more traffic.
       tensor: ways matrices and the vocabulary are split.
     """
 
+    slices: int = operational(1)
     data: int = operational(-1)
     fsdp: int = operational(1)
     tensor: int = operational(1)
 
     def __post_init__(self) -> None:
         check_types(self)
-        for name in AXES:
+        for name in ("slices", "data", "fsdp", "tensor"):
             value = getattr(self, name)
             if value < 1 and not (name == "data" and value == -1):
                 raise ValueError(
@@ -71,21 +81,48 @@ def initialize_processes(coordinator: str | None, num_processes: int | None, pro
     jax.distributed.initialize(coordinator, num_processes, process_id)
 
 
-def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
-    """A mesh with axes `data`, `fsdp`, `tensor` over all devices of all processes.
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh with the axes `AXES` over all devices of all processes.
+
+    On TPUs the axes follow the wiring of a slice, and the `slice` axis the slices.
 
     Raises:
-      MeshError: the axis sizes do not multiply to the number of devices.
+      MeshError: the axis sizes do not multiply to the number of devices, or there are other slices than said.
     """
     devices = jax.devices() if devices is None else devices
-    inner = config.fsdp * config.tensor
+    inner = config.slices * config.fsdp * config.tensor
     data = len(devices) // inner if config.data == -1 else config.data
     if data * inner != len(devices) or data < 1:
         raise MeshError(
-            f"MeshConfig(data={config.data}, fsdp={config.fsdp}, tensor={config.tensor}) does not cover "
-            f"{len(devices)} devices: data × fsdp × tensor must equal their number"
+            f"MeshConfig(slices={config.slices}, data={config.data}, fsdp={config.fsdp}, tensor={config.tensor}) does not "
+            f"cover {len(devices)} devices: slices × data × fsdp × tensor must equal their number"
         )
-    shape = (data, config.fsdp, config.tensor)
-    if devices[0].platform == "cpu":  # no interconnect to follow; keep each process's devices together
-        return Mesh(np.array(devices).reshape(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    if devices[0].platform != "tpu":  # no wiring to follow; keep each process's devices together
+        array = np.array(devices).reshape(config.slices, data, 1, 1, config.fsdp, config.tensor)
+        return Mesh(array, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    slices = sorted({getattr(device, "slice_index", 0) for device in devices})
+    if len(slices) != config.slices:
+        raise MeshError(
+            f"MeshConfig.slices is {config.slices}, but these {len(devices)} devices form {len(slices)} slice(s): set "
+            f"MeshConfig.slices = {len(slices)}"
+        )
+    by_slice = [[d for d in devices if getattr(d, "slice_index", 0) == number] for number in slices]
+    shape = (*_rings(data, by_slice[0]), config.fsdp, config.tensor)
+    arrays = [mesh_utils.create_device_mesh(shape, part, allow_split_physical_axes=True) for part in by_slice]
+    return Mesh(np.stack(arrays), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _rings(data: int, devices: Sequence[jax.Device]) -> tuple[int, ...]:
+    """`data` as a product of up to three dimensions of the devices' torus, if it is one; else (data, 1, 1)."""
+    torus = [1 + max(device.coords[i] for device in devices) for i in range(3)]
+    for count in range(3, 0, -1):
+        for sizes in itertools.combinations([size for size in torus if size > 1], count):
+            if math.prod(sizes) == data:
+                return (*sizes, 1, 1, 1)[:3]
+    return data, 1, 1
+
+
+def mesh_sizes(mesh: Mesh | jax.sharding.AbstractMesh) -> dict[str, int]:
+    """Devices along each axis as `MeshConfig` has them: slices, data, fsdp, tensor."""
+    data = math.prod(mesh.shape[axis] for axis in DATA_AXES)
+    return {"slices": mesh.shape["slice"], "data": data, "fsdp": mesh.shape["fsdp"], "tensor": mesh.shape["tensor"]}

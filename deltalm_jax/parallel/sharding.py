@@ -1,24 +1,35 @@
-"""Which array is split over which mesh axis: one table, read from top to bottom.
+"""Which array is split over which mesh axis, and what travels between devices because of it.
 
-Parameters follow the table. What is as large as a parameter but not needed to compute with it (optimizer moments, the
-moving average) is split like the parameter and, along the first free dimension that divides, over `data` too (ZeRO-1:
-each data-parallel group keeps a part only). Batches are split over `data` and `fsdp`.
+One table, read from top to bottom, says how parameters are split over `fsdp` and `tensor`. At rest they, and all that is
+as large as they are (optimizer moments, the moving average), are split over `data` too. Batches are split over `slice`,
+`data` and `fsdp`. A step then needs the least traffic there can be (ZeRO, arXiv 1910.02054):
+
+    once a step     each device gathers the parameters over `data`, in the compute dtype;
+    layer by layer  it gathers a layer's over `fsdp`, where it is used;
+    once a step     gradients are summed in float32, each device receiving its own part only: over `data` within a
+                    slice, round one ring of its torus after the other, and then that part over `slice`.
+
+The step says all this itself, as functions run by each device on its own rows (`jax.shard_map`), rather than leave it to
+XLA's partitioner, which would reduce gradients layer by layer, in bfloat16, and whole. `tensor` is left to it.
 """
 
 from __future__ import annotations
 
+import functools
+import math
 import re
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from deltalm_jax.parallel.mesh import MeshError
+from deltalm_jax.parallel.mesh import DATA_AXES, MeshError
 
-BATCH_AXES = ("data", "fsdp")
+BATCH_AXES = ("slice", *DATA_AXES, "fsdp")
 
 # Parameter path (a regular expression, matched at the end) → split of its dimensions, the last one last: leading
 # dimensions not mentioned (the layer axis of stacked layers) stay whole. Attention kernels are heads major, so splitting
@@ -41,54 +52,83 @@ def path_name(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def parameter_spec(name: str, ndim: int) -> P:
-    """The table's split of a parameter.
+def rule_for(name: str) -> tuple[str | None, ...]:
+    """The table's split of a parameter's last dimensions.
 
     Raises:
       KeyError: no rule matches; a new parameter must be given a rule.
     """
     for pattern, axes in RULES:
         if re.search(f"(^|[/_]){pattern}$", name):
-            return P(*(None,) * (ndim - len(axes)), *axes)
+            return axes
     raise KeyError(f"no sharding rule for the parameter {name!r}: add one to RULES in {__name__}")
 
 
-def _fits(spec: P, shape: tuple[int, ...], mesh: Mesh) -> P:
-    """The split without axes that do not divide their dimension, or have one device only (and split nothing)."""
-    return P(*(a if a and mesh.shape[a] > 1 and shape[i] % mesh.shape[a] == 0 else None for i, a in enumerate(spec)))
+def parameter_specs(params: Any, mesh: Mesh) -> Any:
+    """How each parameter (array or shape) is split at rest, as a tree like `params`.
+
+    Matrices follow the table, and are split over `data` along the dimension that the table gives to `fsdp`, or else along
+    the longest one that divides. Vectors are small, and whole unless the table says otherwise.
+
+    Raises:
+      MeshError: an axis of the mesh does not divide the dimension that it is to split.
+    """
+
+    def spec(path: tuple[Any, ...], leaf: Any) -> P:
+        name, shape = path_name(path), tuple(np.shape(leaf))
+        rule = rule_for(name)
+        axes: tuple[str | None, ...] = (None,) * (len(shape) - len(rule)) + rule
+        for size, axis in zip(shape, axes, strict=True):
+            if axis and size % mesh.shape[axis]:
+                raise MeshError(
+                    f"{name} has a dimension of {size:,} to be split over MeshConfig.{axis}={mesh.shape[axis]}, which does "
+                    f"not divide it: choose another {axis}"
+                )
+        split = P(*(axis if axis and mesh.shape[axis] > 1 else None for axis in axes))
+        return split if len(rule) == 1 else _over_data(split, shape, mesh, axes.index("fsdp"))
+
+    return jax.tree_util.tree_map_with_path(spec, params)
 
 
-def _over_data_too(spec: P, shape: tuple[int, ...], mesh: Mesh) -> P:
-    if mesh.shape["data"] == 1:
+def _over_data(spec: P, shape: tuple[int, ...], mesh: Mesh, preferred: int | None) -> P:
+    """The split, and one over `data`: of the preferred dimension, else of the longest that is whole; none if none divides."""
+    axes = tuple(axis for axis in DATA_AXES if mesh.shape[axis] > 1)
+    ways = math.prod(mesh.shape[axis] for axis in axes)
+    if not axes:
         return spec
-    for i, size in enumerate(shape):
-        if spec[i] is None and size % mesh.shape["data"] == 0:
-            return P(*spec[:i], "data", *spec[i + 1 :])
+    for dimension in ([] if preferred is None else [preferred]) + sorted(range(len(shape)), key=lambda i: -shape[i]):
+        if spec[dimension] is None and shape[dimension] % ways == 0:
+            return P(*spec[:dimension], axes, *spec[dimension + 1 :])
+        if spec[dimension] == "fsdp" and shape[dimension] % (mesh.shape["fsdp"] * ways) == 0:
+            return P(*spec[:dimension], ("fsdp", *axes), *spec[dimension + 1 :])
     return spec
 
 
 def state_shardings(state: Any, mesh: Mesh) -> Any:
     """Shardings of a training state {"params", "optimizer", "step", …} (arrays or shapes), as a tree like it."""
-    shapes = {path_name(p): tuple(np.shape(x)) for p, x in jax.tree_util.tree_leaves_with_path(state["params"])}
+    specs = parameter_specs(state["params"], mesh)
+    by_name = {
+        path_name(path): (tuple(np.shape(leaf)), spec)
+        for (path, leaf), spec in zip(
+            jax.tree_util.tree_leaves_with_path(state["params"]), jax.tree.leaves(specs), strict=True
+        )
+    }
 
     def of(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
-        part, shape = path_name(path[:1]), tuple(np.shape(leaf))
-        if len(shape) == 0:
-            return replicated(mesh)
+        shape = tuple(np.shape(leaf))
         # An optimizer's leaves end in the path of their parameter: "optimizer/1/mu/encoder/…".
         endings = [path_name(path[i:]) for i in range(1, len(path))]
-        name = next((n for n in endings if n in shapes), None)
-        if name is not None and shapes[name] == shape:
-            spec = _fits(parameter_spec(name, len(shape)), shape, mesh)
-        else:  # Adafactor's factored moments and constants have another shape, and little in them.
-            spec = P(*[None] * len(shape))
-        return NamedSharding(mesh, spec if part == "params" else _over_data_too(spec, shape, mesh))
+        parameter = next((by_name[name] for name in endings if name in by_name), None)
+        if parameter is not None and parameter[0] == shape:
+            return NamedSharding(mesh, parameter[1])
+        # Adafactor's factored moments and constants have another shape, and little in them.
+        return NamedSharding(mesh, _over_data(P(*[None] * len(shape)), shape, mesh, None))
 
     return jax.tree_util.tree_map_with_path(of, state)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows of a batch over `data` and `fsdp`."""
+    """Rows of a batch over `slice`, `data` and `fsdp`."""
     return NamedSharding(mesh, P(BATCH_AXES))
 
 
@@ -97,20 +137,118 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
-def map_over_batch(function: Callable[..., jax.Array], mesh: Mesh, split: tuple[bool, ...]) -> Callable[..., jax.Array]:
-    """`function` run by each device on its own rows of the batch, without a word to the others.
+def by_shard(function: Callable[..., Any], mesh: Mesh, in_specs: Any, out_specs: Any) -> Callable[..., Any]:
+    """`function` run by each device on its own shards, apart from the `tensor` axis, which stays the partitioner's.
 
     Args:
-      function: of arrays; its result has a leading axis, along which the shards' results are joined.
-      mesh: the mesh; its `tensor` axis is still the partitioner's.
-      split: for each argument, whether it is split over the batch axes (else every device has the whole).
+      function: of arrays; it may use the collectives of this module.
+      mesh: the mesh.
+      in_specs, out_specs: splits of arguments and results, as for `jax.shard_map`; mentions of `tensor` are left out.
     """
-    if all(mesh.shape[axis] == 1 for axis in BATCH_AXES):
+    axes = set(split_axes(mesh))
+    if not axes:
         return function
-    specs = tuple(P(BATCH_AXES) if rows else P() for rows in split)
-    return jax.shard_map(
-        function, mesh=mesh, in_specs=specs, out_specs=P(BATCH_AXES), axis_names=set(BATCH_AXES), check_vma=False
-    )
+
+    def manual(spec: P) -> P:
+        kept = ([a for a in ((entry,) if isinstance(entry, str) else entry or ()) if a in axes] for entry in spec)
+        return P(*(tuple(entry) or None for entry in kept))
+
+    in_specs, out_specs = jax.tree.map(manual, (in_specs, out_specs), is_leaf=lambda x: isinstance(x, P))
+    return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, axis_names=axes, check_vma=False)
+
+
+def split_axes(mesh: Mesh) -> tuple[str, ...]:
+    """Axes that a batch really is split over: those of `BATCH_AXES` with more than one device."""
+    return tuple(axis for axis in BATCH_AXES if mesh.shape[axis] > 1)
+
+
+def global_rows(rows: int, mesh: Mesh) -> jax.Array:
+    """Inside `by_shard`: the numbers in the global batch of this device's rows; int32 [rows]."""
+    axes = split_axes(mesh)
+    first = jax.lax.axis_index(axes) * rows if axes else 0
+    return first + jnp.arange(rows, dtype=jnp.int32)
+
+
+def sum_over_batch(values: Any, mesh: Mesh) -> Any:
+    """Inside `by_shard`: the sums over all devices that hold other rows of the batch."""
+    axes = split_axes(mesh)
+    return jax.lax.psum(values, axes) if axes else values
+
+
+def gather_parameters(params: Any, specs: Any) -> Any:
+    """Inside `by_shard`: parameters whole again, but for `tensor`, and for layers' split over `fsdp` (`gather_layer`)."""
+
+    def gather(path: tuple[Any, ...], shard: jax.Array, spec: P) -> jax.Array:
+        for dimension, axis in _axes(spec, DATA_AXES if _in_layers(path) else (*DATA_AXES, "fsdp")):
+            shard = jax.lax.all_gather(shard, axis, axis=dimension, tiled=True)
+        return shard
+
+    return jax.tree_util.tree_map_with_path(gather, params, specs)
+
+
+def gather_layer(layer: Any) -> Any:
+    """Inside `by_shard`: one layer's parameters whole again; their gradients are summed, in float32, and split again."""
+
+    def gather(path: tuple[Any, ...], shard: jax.Array) -> jax.Array:
+        rule = rule_for(path_name(path))
+        return _gather_over_fsdp(shard, rule.index("fsdp")) if "fsdp" in rule else shard
+
+    return jax.tree_util.tree_map_with_path(gather, layer)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _gather_over_fsdp(shard: jax.Array, dimension: int) -> jax.Array:
+    return jax.lax.all_gather(shard, "fsdp", axis=dimension, tiled=True)
+
+
+def _gather_over_fsdp_backward(dimension: int, _: None, gradient: jax.Array) -> tuple[jax.Array]:
+    summed = jax.lax.psum_scatter(gradient.astype(jnp.float32), "fsdp", scatter_dimension=dimension, tiled=True)
+    return (summed.astype(gradient.dtype),)
+
+
+_gather_over_fsdp.defvjp(
+    lambda shard, dimension: (_gather_over_fsdp(shard, dimension), None), _gather_over_fsdp_backward
+)
+
+
+def reduce_gradients(gradients: Any, specs: Any, mesh: Mesh) -> Any:
+    """Inside `by_shard`: gradients summed over all devices, each left with what `specs` gives it.
+
+    Args:
+      gradients: of this device's rows, by parameters as `gather_parameters` returns them.
+      specs: of the parameters at rest.
+      mesh: the mesh.
+    """
+
+    def reduce(path: tuple[Any, ...], gradient: jax.Array, spec: P) -> jax.Array:
+        remaining = list(split_axes(mesh))
+        for dimension, axis in reversed(_axes(spec, (*DATA_AXES, "fsdp"))):
+            remaining.remove(axis)
+            if not (axis == "fsdp" and _in_layers(path)):  # that was summed where the layer was gathered
+                gradient = _sum_and_split(gradient, axis, dimension)
+        return jax.lax.psum(gradient, tuple(remaining)) if remaining else gradient
+
+    return jax.tree_util.tree_map_with_path(reduce, gradients, specs)
+
+
+def _sum_and_split(values: jax.Array, axis: str, dimension: int) -> jax.Array:
+    # Along the first dimension, whose parts TPUs lay out apart whatever their size: of one that is cut inside its tiles,
+    # libtpu would sum everything on every device.
+    leading = jnp.moveaxis(values, dimension, 0)
+    return jnp.moveaxis(jax.lax.psum_scatter(leading, axis, scatter_dimension=0, tiled=True), 0, dimension)
+
+
+def _axes(spec: P, wanted: tuple[str, ...]) -> list[tuple[int, str]]:
+    """(dimension, axis) of the wanted axes, in the order to gather in: of a dimension split twice the inner split first."""
+    found = []
+    for dimension, entry in enumerate(spec):
+        axes = (entry,) if isinstance(entry, str) else entry or ()
+        found += [(dimension, axis) for axis in reversed(axes) if axis in wanted]
+    return found
+
+
+def _in_layers(path: tuple[Any, ...]) -> bool:
+    return "layers" in path_name(path).split("/")
 
 
 def check_batch(batch_sizes: dict[str, int], mesh: Mesh, accumulation_steps: int = 1) -> None:
@@ -121,8 +259,8 @@ def check_batch(batch_sizes: dict[str, int], mesh: Mesh, accumulation_steps: int
         if size % ways:
             times = f" × {accumulation_steps} microbatches" if accumulation_steps > 1 else ""
             raise MeshError(
-                f"objective_batch_sizes[{name!r}] is {size}, which does not divide over data × fsdp = {devices} devices"
-                f"{times}: use a multiple of {ways}, or move devices to the tensor axis"
+                f"objective_batch_sizes[{name!r}] is {size}, which does not divide over slices × data × fsdp = {devices} "
+                f"devices{times}: use a multiple of {ways}, or move devices to the tensor axis"
             )
 
 

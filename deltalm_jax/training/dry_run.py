@@ -20,7 +20,7 @@ from deltalm_jax.data.stream import Stream
 from deltalm_jax.data.vocabulary import Vocabulary
 from deltalm_jax.model.config import parameter_count, resolve_compute_dtype
 from deltalm_jax.objectives.hashing import hash_keys, string_key
-from deltalm_jax.parallel.mesh import make_mesh
+from deltalm_jax.parallel.mesh import make_mesh, mesh_sizes
 from deltalm_jax.parallel.sharding import check_batch, path_name
 from deltalm_jax.quiet import quiet_imports
 from deltalm_jax.training.config import RANDOM, SAMPLE, Config
@@ -83,7 +83,7 @@ def _print_parameters(console: Console, config: Config, mesh: jax.sharding.Mesh)
     console.print(table)
     assert counted == parameter_count(config.model)
     console.print(
-        f"{counted:,} parameters on {mesh.size} {jax.devices()[0].platform} device(s), mesh {dict(mesh.shape)}"
+        f"{counted:,} parameters on {mesh.size} {jax.devices()[0].platform} device(s), mesh {mesh_sizes(mesh)}"
     )
 
     def gigabytes(tree: object) -> float:

@@ -1,9 +1,10 @@
 """Cross-entropy over a 250,000-piece vocabulary without ever holding `[B, T, V]` logits.
 
 The output projection is 40 to 50 % of DeltaLM's arithmetic and its logits take 0.5 GB for one 512-token sequence.
-So targets are taken a block of positions at a time. The loss is a scalar, linear in its cotangent, so the gradient
-of a block is computed in the same pass as its value, while its logits are still there: three matrix products a
-block (logits, d hidden, d table), where recomputing the logits in the backward pass would take four.
+So targets are taken a block of positions at a time, and the gradient of a block is computed in the same pass as its
+value, while its logits are still there: three matrix products a block (logits, d hidden, d table), where recomputing
+the logits in a backward pass would take four. It follows that the loss is not left to `jax.grad`: it comes last in a
+step's forward pass, hands out its gradients, and the backward pass of the model starts from them.
 
 With logits x, target t, lse = log Σ exp x, smoothing ε spread as ε' = ε / (V - 1) (fairseq's form), and z-loss ζ:
 
@@ -20,7 +21,6 @@ block.
 from __future__ import annotations
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -133,40 +133,35 @@ def _d_logits(
     return d_logits_NV - rest * (piece_V < vocab_size) if config.label_smoothing else d_logits_NV
 
 
-def vocabulary_loss(
+def vocabulary_loss_and_gradients(
     hidden_BTD: jax.Array,
     table_VD: jax.Array,
     targets_BT: jax.Array,
     weights_BT: jax.Array,
+    scale: jax.Array | float,
+    d_table_VD: jax.Array,
     config: LossConfig,
     vocab_size: int,
-) -> tuple[jax.Array, jax.Array]:
-    """Sums over positions of weight * loss and of weight * negative log-likelihood, float32 scalars.
+) -> tuple[tuple[jax.Array, jax.Array], jax.Array, jax.Array]:
+    """Sums over positions of weight * loss and of weight * negative log-likelihood, and the first one's gradients.
+
+    The table's gradient is added to what is there already: it is the largest array of a step, and one of each group and
+    microbatch, to be added up afterwards, would cost more time than the projection's bandwidth allows.
 
     Args:
       hidden_BTD: decoder states, in the compute dtype.
-      table_VD: token table, tied to the output projection, float32; it is used in the dtype of `hidden_BTD`, and its
-        gradient stays float32.
+      table_VD: token table, tied to the output projection; it is used in the dtype of `hidden_BTD`.
       targets_BT: int32 ids below `vocab_size`.
-      weights_BT: float32; 0 leaves a position out. Not differentiated.
+      weights_BT: float32; 0 leaves a position out.
+      scale: of the gradients: they are those of scale * sum.
+      d_table_VD: float32, gradient of the table so far.
       config: smoothing, z-loss, and how much is held at a time.
       vocab_size: rows of the table that are scored.
 
     Returns:
-      The sum to minimise, and the sum to report, which has no gradient. Products accumulate in float32; log-sum-exp
-      and softmax are float32.
+      The two sums, float32 scalars, not scaled; the gradient by `hidden_BTD`, in its dtype; and `d_table_VD` with this
+      gradient added. Products accumulate in float32; log-sum-exp and softmax are float32.
     """
-    loss, nll = _vocabulary_loss(hidden_BTD, table_VD, targets_BT, weights_BT, config, vocab_size)
-    return loss, jax.lax.stop_gradient(nll)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _vocabulary_loss(hidden_BTD, table_VD, targets_BT, weights_BT, config, vocab_size):
-    loss_BT, nll_BT = _by_block(hidden_BTD, table_VD.astype(hidden_BTD.dtype), targets_BT, config, vocab_size)
-    return jnp.sum(loss_BT * weights_BT), jnp.sum(nll_BT * weights_BT)
-
-
-def _vocabulary_loss_forward(hidden_BTD, table_VD, targets_BT, weights_BT, config, vocab_size):
     batch, length, width = hidden_BTD.shape
     num_blocks, block = _block_length(batch, length, config.block_tokens(vocab_size))
     rows_VD = table_VD.astype(hidden_BTD.dtype)
@@ -177,7 +172,7 @@ def _vocabulary_loss_forward(hidden_BTD, table_VD, targets_BT, weights_BT, confi
         hidden_ND, targets_N, weights_N = hidden_BCD.reshape(-1, width), targets_BC.reshape(-1), weights_BC.reshape(-1)
         logits_NV = _logits(hidden_ND, rows_VD, vocab_size)
         loss_N, nll_N, lse_N = _loss(config, vocab_size, logits_NV, targets_N)
-        d_logits_NV = _d_logits(config, vocab_size, logits_NV, targets_N, lse_N) * weights_N[:, None]
+        d_logits_NV = _d_logits(config, vocab_size, logits_NV, targets_N, lse_N) * (scale * weights_N)[:, None]
         d_logits_NV = d_logits_NV.astype(hidden_BTD.dtype)
         d_hidden_ND = jnp.einsum("NV,VD->ND", d_logits_NV, rows_VD, preferred_element_type=jnp.float32)
         d_table_VD += jnp.einsum("NV,ND->VD", d_logits_NV, hidden_ND, preferred_element_type=jnp.float32)
@@ -187,45 +182,25 @@ def _vocabulary_loss_forward(hidden_BTD, table_VD, targets_BT, weights_BT, confi
     zero = jnp.zeros((), jnp.float32)
     (loss, nll, d_table_VD), d_hidden = jax.lax.scan(
         one_block,
-        (zero, zero, jnp.zeros(table_VD.shape, jnp.float32)),
+        (zero, zero, d_table_VD),
         tuple(_blocks(a, num_blocks, block) for a in (hidden_BTD, targets_BT, weights_BT)),
     )
     d_hidden_BTD = jnp.moveaxis(d_hidden, 0, 1).reshape(batch, num_blocks * block, width)[:, :length]
-    return (loss, nll), (d_hidden_BTD, d_table_VD.astype(table_VD.dtype))
-
-
-def _vocabulary_loss_backward(config, vocab_size, gradients, cotangents):
-    cotangent, _ = cotangents  # The second result has no gradient: see `vocabulary_loss`.
-    d_hidden_BTD, d_table_VD = gradients
-    return (
-        (d_hidden_BTD * cotangent).astype(d_hidden_BTD.dtype),  # the product in float32
-        d_table_VD * cotangent,
-        None,
-        None,
-    )
-
-
-_vocabulary_loss.defvjp(_vocabulary_loss_forward, _vocabulary_loss_backward)
+    return (loss, nll), d_hidden_BTD, d_table_VD
 
 
 def token_nll(
     hidden_BTD: jax.Array, table_VD: jax.Array, targets_BT: jax.Array, config: LossConfig, vocab_size: int
 ) -> jax.Array:
-    """Negative log-likelihood of each target, float32 [B, T], block by block; arguments as in `vocabulary_loss`."""
-    return _by_block(hidden_BTD, table_VD, targets_BT, config, vocab_size)[1]
-
-
-def _by_block(hidden_BTD, table_VD, targets_BT, config, vocab_size) -> tuple[jax.Array, jax.Array]:
-    """Loss and negative log-likelihood of each target, float32 [B, T] each."""
+    """Negative log-likelihood of each target, float32 [B, T], block by block; arguments as for the loss."""
     batch, length, width = hidden_BTD.shape
     num_blocks, block = _block_length(batch, length, config.block_tokens(vocab_size))
+    rows_VD = table_VD.astype(hidden_BTD.dtype)
 
     def one_block(inputs):
         hidden_BCD, targets_BC = inputs
-        logits_NV = _logits(hidden_BCD.reshape(-1, width), table_VD, vocab_size)
-        loss_N, nll_N, _ = _loss(config, vocab_size, logits_NV, targets_BC.reshape(-1))
-        return loss_N.reshape(targets_BC.shape), nll_N.reshape(targets_BC.shape)
+        logits_NV = _logits(hidden_BCD.reshape(-1, width), rows_VD, vocab_size)
+        return _nll(logits_NV, targets_BC.reshape(-1))[0].reshape(targets_BC.shape)
 
     blocks = jax.lax.map(one_block, tuple(_blocks(a, num_blocks, block) for a in (hidden_BTD, targets_BT)))
-    loss_BT, nll_BT = (jnp.moveaxis(b, 0, 1).reshape(batch, num_blocks * block)[:, :length] for b in blocks)
-    return loss_BT, nll_BT
+    return jnp.moveaxis(blocks, 0, 1).reshape(batch, num_blocks * block)[:, :length]

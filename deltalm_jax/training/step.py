@@ -8,13 +8,22 @@ span corruption (341, 341) never pad to each other. Loss:
 
 over the *global* batch. A mean of per-device means would weigh a device's targets by how few it happens to have; under
 `jit` the sums run over the whole sharded batch, so nothing depends on how it is split. Nor on accumulation: the divisor
-is known before the first microbatch, so the microbatches' gradients simply add up to that of the whole batch.
+is known before the first microbatch, so the microbatches' gradients simply add up to that of the whole batch. Nor do
+dropout's masks, which are drawn for each row by its number in the global batch.
+
+What runs on each device (`parallel/sharding.py` has the traffic):
+
+    gather the parameters, in the compute dtype
+    for each microbatch, for each group:
+        forward → loss and its gradients, block by block → backward, gradients added up in float32
+    sum the gradients over devices, each keeping its own part; then clip and update that part
 
 Shapes: A microbatches, B batch, S inputs, T targets, D model, V vocabulary.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -22,15 +31,32 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from deltalm_jax.model.config import PAD_ID, ModelConfig
-from deltalm_jax.model.deltalm import Params, hidden_states, init_params, shift_right
-from deltalm_jax.parallel.sharding import batch_sharding, map_over_batch, replicated, state_shardings
-from deltalm_jax.training.loss import LossConfig, token_nll, vocabulary_loss
+from deltalm_jax.model.deltalm import Params, TokenRows, hidden_states, init_params, shift_right
+from deltalm_jax.model.dropout import row_keys
+from deltalm_jax.model.embedding import look_up
+from deltalm_jax.parallel.sharding import (
+    BATCH_AXES,
+    batch_sharding,
+    by_shard,
+    gather_layer,
+    gather_parameters,
+    global_rows,
+    parameter_specs,
+    path_name,
+    reduce_gradients,
+    replicated,
+    state_shardings,
+    sum_over_batch,
+)
+from deltalm_jax.training.loss import LossConfig, token_nll, vocabulary_loss_and_gradients
 from deltalm_jax.training.optimizer import OptimizerConfig, learning_rate, learning_rate_factors, make_optimizer
 
 State = dict[str, Any]
 Metrics = dict[str, jax.Array]
+Sums = tuple[Params, Metrics]
 
 # What the decoder starts from: `</s>`, and every target is predicted; or the first target itself (the first sentinel),
 # which is then not predicted, so that the group is one position shorter (the DeltaLM group's later loader).
@@ -77,12 +103,19 @@ def decoder_arrays(targets_BT: jax.Array, decoder_start: str) -> tuple[jax.Array
     return shift_right(targets_BT), targets_BT
 
 
-def dropout_key(seed: int, step: jax.Array, microbatch: jax.Array | int, group: int) -> jax.Array:
-    """The key of a step's dropout in one group: folded from numbers, so there is no random state to save."""
+def dropout_keys(seed: int, step: jax.Array, group: int, rows_B: jax.Array) -> jax.Array:
+    """[B] keys of a step's dropout in one group, folded from numbers: there is no random state to save.
+
+    Args:
+      seed: the run's.
+      step: updates made before this one.
+      group: the group's place in the batch.
+      rows_B: the rows' numbers in the group's global batch.
+    """
     key = jax.random.key(seed)
-    for number in (step, microbatch, group):
+    for number in (step, group):
         key = jax.random.fold_in(key, number)
-    return key
+    return row_keys(key, rows_B)
 
 
 def make_train_step(
@@ -113,52 +146,68 @@ def make_train_step(
     transformation = make_optimizer(optimizer)
     abstract = abstract_state(model, optimizer, mesh)
     learning_rate_factors(optimizer, abstract["params"])
+    specs = parameter_specs(abstract["params"], mesh)
+    gather = gather_layer if mesh.shape["fsdp"] > 1 else None
 
-    def sums(hidden_BTD: jax.Array, table_VD: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array) -> jax.Array:
-        return jnp.stack(vocabulary_loss(hidden_BTD, table_VD, targets_BT, weights_BT, loss, model.vocab_size))[None]
-
-    # Each device scores its own rows, block by block. Left to the partitioner, every block would end in a sum over all
-    # devices of the whole table's gradient; so it is made once, where the table enters.
-    sums_by_shard = map_over_batch(sums, mesh, split=(True, False, True, True))
-
-    def microbatch_loss(
-        params: Any, batch: Any, step: jax.Array, microbatch: jax.Array | int, divisor: jax.Array
-    ) -> tuple[jax.Array, Metrics]:
-        """This microbatch's part of the loss; sums over its targets of loss and negative log-likelihood, by group."""
-        # In float32: its gradient is summed over devices and microbatches, and must not be rounded before.
+    def add_group(params: Params, carry: Sums, group: str, arrays: Any, key: tuple[jax.Array, int], scale: jax.Array):
+        """`carry` with this group's (or its microbatch's) gradients and sums of loss and likelihood added."""
+        gradients, totals = carry
         table_VD = params["token_embedding"]
-        total, totals = jnp.zeros((), jnp.float32), {}
-        for index, (group, arrays) in enumerate(batch.items()):
-            decoder_input_BT, targets_BT = decoder_arrays(arrays["targets"], decoder_start)
-            hidden_BTD = hidden_states(
+        layers = {name: part for name, part in params.items() if name != "token_embedding"}
+        decoder_input_BT, targets_BT = decoder_arrays(arrays["targets"], decoder_start)
+        ids = arrays["inputs"], decoder_input_BT
+
+        def forward(layers: Params, token_rows: TokenRows) -> jax.Array:
+            return hidden_states(
                 model,
-                params,
-                arrays["inputs"],
-                decoder_input_BT,
-                dropout_key=dropout_key(seed, step, microbatch, index),
+                params | layers,
+                *ids,
+                token_rows=token_rows,
+                dropout_key=dropout_keys(seed, *key, arrays["row"]),
                 compute_dtype=compute_dtype,
+                gather=gather,
             )
-            totals[group] = jnp.sum(sums_by_shard(hidden_BTD, table_VD, targets_BT, _is_real(targets_BT)), axis=0)
-            total += loss.weight(group) * totals[group][0]
-        return total / divisor, totals
 
-    gradient = jax.value_and_grad(microbatch_loss, has_aux=True)
+        rows = look_up(table_VD, ids[0]), look_up(table_VD, ids[1])
+        hidden_BTD, backward = jax.vjp(forward, layers, rows)
+        sums, d_hidden_BTD, d_table_VD = vocabulary_loss_and_gradients(
+            hidden_BTD, table_VD, targets_BT, _is_real(targets_BT), loss.weight(group) * scale,
+            gradients["token_embedding"], loss, model.vocab_size,
+        )  # fmt: skip
+        d_layers, d_rows = backward(d_hidden_BTD)
+        for ids_BX, d_rows_BXD in zip(ids, d_rows, strict=True):
+            d_table_VD = d_table_VD.at[ids_BX].add(d_rows_BXD.astype(jnp.float32), mode="drop")
+        gradients = {
+            name: jax.tree.map(lambda total, part: total + part.astype(jnp.float32), gradients[name], d_layers[name])
+            for name in d_layers
+        }
+        return gradients | {"token_embedding": d_table_VD}, totals | {group: totals[group] + jnp.stack(sums)}
 
-    def accumulate(params: Any, batch: Any, step: jax.Array, divisor: jax.Array) -> tuple[Any, Any]:
-        """((loss, totals), gradients) of the whole batch."""
+    def local_gradients(params: Params, batch: Any, step: jax.Array, scale: jax.Array) -> tuple[Params, Metrics]:
+        """Gradients of scale * loss, each device's part of them; by group the sums of loss and likelihood."""
+        params = gather_parameters(_for_products(params, compute_dtype), specs)
+        batch = {
+            group: {name: _padded(ids_BX, mesh) for name, ids_BX in arrays.items()}
+            | {"row": global_rows(len(arrays["inputs"]), mesh)}
+            for group, arrays in batch.items()
+        }
+        zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
+        carry = zeros, {group: jnp.zeros(2, jnp.float32) for group in batch}
+
+        def add_microbatch(carry: Sums, microbatch: Any) -> tuple[Sums, None]:
+            for index, (group, arrays) in enumerate(microbatch.items()):
+                carry = add_group(params, carry, group, arrays, (step, index), scale)
+            return carry, None
+
         if accumulation_steps == 1:
-            return gradient(params, batch, step, 0, divisor)
+            carry, _ = add_microbatch(carry, batch)
+        else:
+            microbatches = jax.tree.map(lambda rows: _split_rows(rows, accumulation_steps), batch)
+            carry, _ = jax.lax.scan(add_microbatch, carry, microbatches)
+        gradients, totals = carry
+        return reduce_gradients(gradients, specs, mesh), sum_over_batch(totals, mesh)
 
-        def one(carry: Any, microbatch: tuple[Any, jax.Array]) -> tuple[Any, None]:
-            batch, index = microbatch
-            return jax.tree.map(jnp.add, carry, gradient(params, batch, step, index, divisor)), None
-
-        microbatches = jax.tree.map(lambda rows: _split_rows(rows, accumulation_steps), batch)
-        first = jax.tree.map(lambda rows: rows[0], microbatches)
-        shapes = jax.eval_shape(gradient, params, first, step, 0, divisor)
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-        zeros = zeros[0], jax.lax.with_sharding_constraint(zeros[1], parameter_shardings)
-        return jax.lax.scan(one, zeros, (microbatches, jnp.arange(accumulation_steps)))[0]
+    gradients_by_shard = by_shard(local_gradients, mesh, (specs, P(BATCH_AXES), P(), P()), (specs, P()))
 
     def train_step(state: State, batch: Any) -> tuple[State, Metrics]:
         counts = {
@@ -167,20 +216,20 @@ def make_train_step(
         }
         divisor = sum(loss.weight(group) * count for group, count in counts.items())
         divisor = jnp.where(divisor > 0, divisor, 1.0)  # a batch without a target has no loss
-        (total, totals), gradients = accumulate(state["params"], batch, state["step"], divisor)
+        gradients, totals = gradients_by_shard(state["params"], batch, state["step"], 1 / divisor)
         updates, optimizer_state = transformation.update(gradients, state["optimizer"], state["params"])
         params = optax.apply_updates(state["params"], updates)
         new_state = {"params": params, "optimizer": optimizer_state, "step": state["step"] + 1}
         if optimizer.ema_decay:
             new_state["ema"] = optax.incremental_update(params, state["ema"], 1 - optimizer.ema_decay)
         metrics = {
-            "loss": total,
+            "loss": sum(loss.weight(group) * sums[0] for group, sums in totals.items()) / divisor,
             "target_tokens": sum(counts.values()),
             "input_tokens": sum(jnp.sum(a["inputs"] != PAD_ID) for a in batch.values()),
             "padding_share": _padding_share(batch),
             "grad_norm": optax.tree.norm(gradients),
             "learning_rate": learning_rate(optimizer, state["step"]),
-            "batch_digest": batch_digest(batch),
+            "batch_digest": batch_digest(batch, mesh),
         }
         for group, count in counts.items():
             metrics[f"target_tokens/{group}"] = count
@@ -190,7 +239,6 @@ def make_train_step(
         return new_state, metrics
 
     shardings = jax.tree.map(lambda s: s.sharding, abstract)
-    parameter_shardings = shardings["params"]
     return jax.jit(
         train_step,
         in_shardings=(shardings, batch_sharding(mesh)),
@@ -206,6 +254,15 @@ def _is_real(targets_BT: jax.Array) -> jax.Array:
 def _padding_share(batch: Any) -> jax.Array:
     arrays = jax.tree.leaves(batch)
     return sum(jnp.sum(ids == PAD_ID) for ids in arrays) / sum(ids.size for ids in arrays)
+
+
+def _padded(ids_BX: jax.Array, mesh: Mesh) -> jax.Array:
+    """Ids with padding at the end, up to a length that the devices lay out in whole tiles: on a TPU a multiple of 8.
+
+    Folding batch and length, as every linear map does, moves no data then (and XLA compiles the step in half the time).
+    """
+    multiple = 8 if mesh.devices.flat[0].platform == "tpu" else 1
+    return jnp.pad(ids_BX, ((0, 0), (0, -ids_BX.shape[1] % multiple)), constant_values=PAD_ID)
 
 
 def _split_rows(array_BX: jax.Array, num_microbatches: int) -> jax.Array:
@@ -233,18 +290,16 @@ def make_eval_step(
       `text_nll`, `text_tokens` over those that are not sentinels.
     """
 
-    def score(hidden_BTD: jax.Array, table_VD: jax.Array, targets_BT: jax.Array) -> jax.Array:
-        return token_nll(hidden_BTD, table_VD, targets_BT, loss, model.vocab_size)
+    specs = parameter_specs(jax.eval_shape(lambda: init_params(model, jax.random.key(0))), mesh)
+    gather = gather_layer if mesh.shape["fsdp"] > 1 else None
 
-    score_by_shard = map_over_batch(score, mesh, split=(True, False, True))
-
-    def eval_step(params: Any, arrays: Any) -> Metrics:
+    def eval_step(params: Params, arrays: Any) -> Metrics:
+        params = gather_parameters(_for_products(params, compute_dtype), specs)
         decoder_input_BT, targets_BT = decoder_arrays(arrays["targets"], decoder_start)
         hidden_BTD = hidden_states(
-            model, params, arrays["inputs"], decoder_input_BT, dropout_key=None, compute_dtype=compute_dtype
+            model, params, arrays["inputs"], decoder_input_BT, compute_dtype=compute_dtype, gather=gather
         )
-        table_VD = params["token_embedding"].astype(compute_dtype)
-        nll_BT = score_by_shard(hidden_BTD, table_VD, targets_BT)
+        nll_BT = token_nll(hidden_BTD, params["token_embedding"], targets_BT, loss, model.vocab_size)
         real_BT = targets_BT != PAD_ID
         text_BT = real_BT & ((targets_BT < sentinels[0]) | (targets_BT >= sentinels[1]))
         return {
@@ -254,10 +309,27 @@ def make_eval_step(
             "text_tokens": jnp.sum(text_BT, axis=1, dtype=jnp.float32),
         }
 
-    return jax.jit(eval_step, in_shardings=(None, batch_sharding(mesh)), out_shardings=replicated(mesh))
+    return jax.jit(
+        by_shard(eval_step, mesh, (specs, P(BATCH_AXES)), P(BATCH_AXES)),
+        in_shardings=(None, batch_sharding(mesh)),
+        out_shardings=replicated(mesh),
+    )
 
 
-def batch_digest(batch: Any) -> jax.Array:
+def _for_products(params: Params, compute_dtype: str) -> Params:
+    """Parameters with those that enter matrix products, almost all of them, in the dtype of these.
+
+    Cast before they are gathered, they are half the traffic. The token table is looked up in the same dtype.
+    """
+
+    def cast(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+        is_factor = path_name(path).endswith(("kernel", "token_embedding"))
+        return leaf.astype(compute_dtype) if is_factor else leaf
+
+    return jax.tree_util.tree_map_with_path(cast, params)
+
+
+def batch_digest(batch: Any, mesh: Mesh) -> jax.Array:
     """Digest of the global batch as the devices hold it: equal digests mean equal batches in equal order.
 
     Each id is hashed with its position and its array's number (a 32-bit multiply-xorshift mix, two different ones), and
@@ -267,13 +339,21 @@ def batch_digest(batch: Any) -> jax.Array:
     Returns:
       uint32 [2].
     """
-    total = jnp.zeros(2, jnp.uint32)
-    for number, array in enumerate(jax.tree.leaves(batch)):
-        place = jnp.arange(array.size, dtype=jnp.uint32).reshape(array.shape)
-        for lane, constant in enumerate((0x9E3779B1, 0x85EBCA77)):
-            hashed = _mix32(array.astype(jnp.uint32) * jnp.uint32(constant) ^ _mix32(place + jnp.uint32(number << 28)))
-            total = total.at[lane].add(jnp.sum(_mix32(hashed + jnp.uint32(lane)), dtype=jnp.uint32))
-    return total
+
+    def local(batch: Any) -> jax.Array:
+        total = jnp.zeros(2, jnp.uint32)
+        for number, array in enumerate(jax.tree.leaves(batch)):
+            rows, row_size = array.shape[0], math.prod(array.shape[1:])
+            row_R1 = global_rows(rows, mesh).astype(jnp.uint32)[:, None]
+            place = (row_R1 * row_size + jnp.arange(row_size, dtype=jnp.uint32)).reshape(array.shape)
+            for lane, constant in enumerate((0x9E3779B1, 0x85EBCA77)):
+                hashed = _mix32(
+                    array.astype(jnp.uint32) * jnp.uint32(constant) ^ _mix32(place + jnp.uint32(number << 28))
+                )
+                total = total.at[lane].add(jnp.sum(_mix32(hashed + jnp.uint32(lane)), dtype=jnp.uint32))
+        return sum_over_batch(total, mesh)
+
+    return by_shard(local, mesh, (P(BATCH_AXES),), P())(batch)
 
 
 def _mix32(x: jax.Array) -> jax.Array:

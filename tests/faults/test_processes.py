@@ -8,9 +8,11 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 
+from deltalm_jax.parallel.mesh import MeshConfig, make_mesh
 from deltalm_jax.training.step import batch_digest
 from tests.support import runs
 from tests.support.toy_data import write_toy_data
@@ -89,13 +91,13 @@ import jax
 from jax.experimental import multihost_utils
 from deltalm_jax.training.step import batch_digest
 # As on a TPU, where the mesh follows the wiring: the processes' devices alternate.
-devices = np.array(jax.devices())[[0, 2, 1, 3]].reshape(4, 1, 1)
-mesh = Mesh(devices, AXES, axis_types=(AxisType.Auto,) * 3)
+devices = np.array(jax.devices())[[0, 2, 1, 3]].reshape(1, 4, 1, 1, 1, 1)
+mesh = Mesh(devices, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 whole = np.arange(8 * 5, dtype=np.int32).reshape(8, 5)
 rows = process_rows(8, mesh)
 batch = put_batch({"g": {"inputs": whole[rows]}}, {"g": 8}, mesh)
 seen = multihost_utils.process_allgather(batch["g"]["inputs"], tiled=True)
-digest = jax.jit(batch_digest)(batch)
+digest = jax.jit(lambda batch: batch_digest(batch, mesh))(batch)
 print("rows", rows.tolist(), "whole", bool((seen == whole).all()), "digest", np.asarray(digest).tolist())
 """
 
@@ -114,6 +116,6 @@ def test_rows_reach_their_place_on_a_mesh_that_alternates_between_processes(tmp_
     texts = [p.communicate(timeout=120) for p in started]
     assert [p.returncode for p in started] == [0, 0], texts
     whole = {"g": {"inputs": np.arange(40, dtype=np.int32).reshape(8, 5)}}
-    digest = np.asarray(batch_digest(whole)).tolist()
+    digest = np.asarray(batch_digest(whole, make_mesh(MeshConfig(), jax.devices()[:1]))).tolist()
     lines = [next(line for line in out.splitlines() if line.startswith("rows")) for out, _ in texts]
     assert lines == [f"rows {rows} whole True digest {digest}" for rows in ([0, 1, 4, 5], [2, 3, 6, 7])]

@@ -12,7 +12,7 @@ import pytest
 
 from deltalm_jax.model.config import PRESETS
 from deltalm_jax.parallel.mesh import MeshConfig, initialize_processes, make_mesh
-from deltalm_jax.parallel.sharding import check_batch, parameter_spec, path_name, process_rows, put_batch
+from deltalm_jax.parallel.sharding import check_batch, path_name, process_rows, put_batch, rule_for
 from deltalm_jax.training.loss import LossConfig
 from deltalm_jax.training.optimizer import OptimizerConfig
 from deltalm_jax.training.step import abstract_state, batch_digest, initial_state, make_train_step
@@ -135,12 +135,13 @@ def test_every_parameter_has_a_rule_and_every_rule_is_used():
 
 def test_a_parameter_without_a_rule_is_named():
     with pytest.raises(KeyError, match="no sharding rule for the parameter 'encoder/new_thing'"):
-        parameter_spec("encoder/new_thing", 2)
+        rule_for("encoder/new_thing")
 
 
 def test_digest_depends_on_every_id_and_on_order():
     batch = make_batch()
-    digest = np.asarray(batch_digest(batch)).tolist()
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    digest = np.asarray(batch_digest(batch, mesh)).tolist()
     for change in ("id", "order", "group"):
         other = make_batch()
         array = other["span_corruption"]["inputs"]
@@ -151,7 +152,7 @@ def test_digest_depends_on_every_id_and_on_order():
         else:
             group = other["translation_span_corruption"]
             group["inputs"], group["targets"] = group["targets"], group["inputs"]
-        assert np.asarray(batch_digest(other)).tolist() != digest, change
+        assert np.asarray(batch_digest(other, mesh)).tolist() != digest, change
 
 
 def test_mesh_must_cover_the_devices():
@@ -162,7 +163,9 @@ def test_mesh_must_cover_the_devices():
 
 
 def test_batch_must_divide():
-    with pytest.raises(ValueError, match=r"'span_corruption'\] is 12, which does not divide over data × fsdp = 8"):
+    with pytest.raises(
+        ValueError, match=r"'span_corruption'\] is 12, which does not divide over slices × data × fsdp = 8"
+    ):
         check_batch({"span_corruption": 12}, make_mesh(MeshConfig()))
     check_batch({"span_corruption": 12}, make_mesh(MeshConfig(data=4, tensor=2)))
     with pytest.raises(ValueError, match="= 4 devices × 2 microbatches: use a multiple of 8"):

@@ -23,7 +23,7 @@ from deltalm_jax.training.step import abstract_state
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "configs"
 SHIPPED = sorted(path.name for path in pathlib.Path(configs.__path__[0]).glob("*.gin"))
-MESH = (4, 2, 2)  # data, fsdp, tensor
+MESH = (1, 4, 1, 1, 2, 2)  # sizes of AXES
 
 
 def described(name: str) -> dict[str, Any]:

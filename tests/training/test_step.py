@@ -125,12 +125,16 @@ def test_accumulation_takes_less_memory():
     assert temporary_bytes(8) < temporary_bytes(1) / 4
 
 
-def test_microbatches_draw_dropout_of_their_own():
-    """Two equal halves of a batch would otherwise get equal masks; with dropout, accumulation changes the loss."""
+@pytest.mark.parametrize(
+    "how", [{"accumulation_steps": 4}, {"devices": 8}, {"accumulation_steps": 2, "devices": 4}], ids=str
+)
+def test_dropout_masks_depend_on_neither_microbatches_nor_devices(how):
     model = dataclasses.replace(MODEL, dropout_rate=0.3)
-    _, _, whole = run(model)
-    _, _, halves = run(model, accumulation_steps=2)
-    assert abs(float(whole["loss"]) - float(halves["loss"])) > 1e-4
+    _, _, whole = run(model, steps=2)
+    _, _, split = run(model, steps=2, **how)
+    np.testing.assert_allclose(split["loss"], whole["loss"], rtol=1e-6)
+    np.testing.assert_allclose(split["grad_norm"], whole["grad_norm"], rtol=1e-5)
+    assert abs(float(whole["loss"]) - float(run(steps=2)[2]["loss"])) > 1e-4, "there is dropout"
 
 
 def test_objective_weights_make_a_weighted_mean_over_targets():
