@@ -15,7 +15,7 @@ help:
 	@echo "make test        set up, then run the tests"
 	@echo "make test-torch  installs torch too, then compares exported models and files with torch and transformers"
 	@echo "make test-slow   the tests and the longer soaks"
-	@echo "make lint        ruff and mypy"
+	@echo "make lint        ruff, mypy and shellcheck"
 	@echo "make docs        reference of all modules, from their docstrings, into build/docs"
 	@echo "make verify      print each claim of the README beside what this machine measures"
 	@echo "make clean       remove the environment and caches (not runs, not prepared data)"
@@ -55,6 +55,7 @@ lint: $(VENV)/.development
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/shellcheck launch/*.sh
 
 docs: $(VENV)/.development
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'

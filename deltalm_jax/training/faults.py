@@ -19,9 +19,13 @@ class StopRequest:
 
     With several processes a signal to any one of them stops all at the same step: jax.distributed listens for SIGTERM,
     and SIGINT is handed on to it. A second SIGINT while the first is being honoured raises KeyboardInterrupt.
+
+    Args:
+      start: the step that the run begins after; `at` must be asked after each that follows.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, start: int) -> None:
+        self._start = start
         self.signal: signal.Signals | None = None
         self._stopped = False
         self._previous: dict[signal.Signals, object] = {}
@@ -48,7 +52,9 @@ class StopRequest:
     def at(self, step: int) -> bool:
         """Whether to stop after `step`. With several processes all of them get the same answer at the same step."""
         if jax.process_count() > 1:
-            self._stopped = multihost_utils.reached_preemption_sync_point(step)
+            # Counted from 1 in every process: jax lets a signal that came before the first of these calls stop the run at
+            # the one numbered 1, and at no other.
+            self._stopped = multihost_utils.reached_preemption_sync_point(step - self._start)
             if self._stopped:
                 self.signal = self.signal or signal.SIGTERM
         else:

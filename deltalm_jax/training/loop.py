@@ -111,7 +111,7 @@ def train(
 
     saved = start
     with (
-        StopRequest() as stop_request,  # outermost: a second signal must not end the last save
+        StopRequest(start) as stop_request,  # outermost: a second signal must not end the last save
         contextlib.closing(reporter),
         contextlib.closing(checkpoints),
         contextlib.closing(profiler),
