@@ -119,7 +119,8 @@ def train(
     ):
         for step, batch in enumerate(batches, start + 1):
             profiler.before(step)
-            state, metrics = train_step(state, batch)
+            with jax.transfer_guard("disallow"):  # all that a step needs is on the devices already
+                state, metrics = train_step(state, batch)
             # Reports the step before this one: the host never waits for the step it has just begun.
             reporter.step(step, metrics, batches.waited)
             if step == start + 1:
