@@ -48,7 +48,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch:
         data = pathlib.Path(flags.prepared or pathlib.Path(scratch, "prepared"))
         if not flags.prepared:
-            _write_prepared_data(data)
+            write_prepared_data(data)
         starts = [_apart("first batch", data) for _ in range(_STARTS)]
         peers = [] if flags.prepared else [name for name in _PEERS if _installed(name)]
         found = {name: _apart(name, data) for name in (_OURS, *peers)}
@@ -102,7 +102,7 @@ def _apart(name: str, data: pathlib.Path) -> dict[str, Any]:
     return entry
 
 
-def _write_prepared_data(folder: pathlib.Path) -> None:
+def write_prepared_data(folder: pathlib.Path) -> None:
     """100 tasks of random ids: 50 of joined text, 50 of packed pairs; the largest has 40 times the chunks of the smallest."""
     import numpy as np
 

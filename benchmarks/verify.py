@@ -21,7 +21,7 @@ import jax
 import numpy as np
 
 from benchmarks.convert import measure as measure_conversions
-from benchmarks.loss import beside_each_other
+from benchmarks.vocabulary_loss import beside_each_other
 from deltalm_jax.data.stream import Stream
 from deltalm_jax.model.deltalm import init_params, layer_states, logits
 from deltalm_jax.training.flops import flops_per_step
@@ -91,7 +91,7 @@ def stream_speed(place: pathlib.Path) -> Result:
 
 
 def blocked_loss() -> Result:
-    """With label smoothing and z-loss, at 16,000 pieces and 2,048 targets (`benchmarks.loss` has more sizes)."""
+    """With label smoothing and z-loss, at 16,000 pieces and 2,048 targets (`benchmarks.vocabulary_loss` has more sizes)."""
     row = beside_each_other(16_000, 2_048)
     blocked, plain = row["blocked"], row["plain"]
     difference = max(abs(blocked[key] / plain[key] - 1) for key in ("value", "gradient_norm"))

@@ -42,7 +42,7 @@ def test_one_example_with_plain_numpy():
 
 def test_the_streams_benchmark_reads_100_tasks(tmp_path, monkeypatch):
     monkeypatch.setattr(stream, "CHUNKS", 600)
-    stream._write_prepared_data(tmp_path / "data")
+    stream.write_prepared_data(tmp_path / "data")
     opened = stream._open_stream(tmp_path / "data", 16)
     assert len(opened.prepared.tasks) == 100
     assert opened.prepared.verify() == 101

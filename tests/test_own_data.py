@@ -27,8 +27,8 @@ def blocks() -> list[tuple[str, str]]:
 
 def start(text: str, folder: Path) -> subprocess.Popen[str]:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    # Ten steps: compiled quickly rather than well, and the second run finds what the first one compiled.
-    env = runs.environment(folder / "cache") | {"PATH": path, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    # The second run finds what the first one compiled.
+    env = runs.environment(folder / "cache") | {"PATH": path}
     return subprocess.Popen(
         ["bash", "-e", "-c", text], cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )

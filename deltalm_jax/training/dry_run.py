@@ -118,7 +118,8 @@ def _print_step(console: Console, config: Config) -> None:
     console.print(
         f"{flops.total / 1e12:,.2f} TFLOP a step (forward and backward, causal attention counted half; "
         f"{flops.head / flops.total:.1%} in the output projection), {flops.total * config.train.steps / 1e18:,.2f} EFLOP in "
-        f"{config.train.steps:,} steps; compute dtype here: {dtype}"
+        f"{config.train.steps:,} steps; {flops.total_full_attention / 1e12:,.2f} TFLOP with causal attention in full, "
+        f"{flops.hardware / 1e12:,.2f} with what is computed twice (remat); compute dtype here: {dtype}"
     )
 
 

@@ -1,7 +1,11 @@
-"""How many floating-point operations a training step takes, by arithmetic: the numerator of model FLOPs utilisation.
+"""How many floating-point operations a training step takes, by arithmetic: the numerator of FLOPs utilisation.
 
-Counted are products of matrices, two operations for each multiply-add; the backward pass is twice the forward pass. Not
-counted: element-wise work, embedding look-ups, and anything computed a second time (rematerialisation, blockwise loss).
+Counted are products of matrices, two operations for each multiply-add; the backward pass is twice the forward pass.
+Element-wise work and embedding look-ups are not counted.
+
+Model FLOPs utilisation (MFU) is of what the model asks for: real tokens, causal attention as half of its square, nothing
+twice. Hardware FLOPs utilisation (HFU) is of what the devices are made to do: padding, both halves of the square, and the
+products that the backward pass computes a second time (`ModelConfig.remat`).
 
 The usual estimate, 6 · parameters · tokens, is 1.5 to 2 times too high for an encoder-decoder: it sends every token
 through both sides, and every encoder token through the output projection.
@@ -54,47 +58,51 @@ class Flops:
       attention: scores and weighted sums, causal self-attention counted at half of its square.
       causal_half: the other half of that square, which an implementation with a mask does compute.
       head: hidden states times the token table.
+      recomputed: products of the forward pass that the backward pass computes again, causal self-attention in full.
     """
 
-    linear: int
-    attention: int
-    causal_half: int
-    head: int
+    linear: float
+    attention: float
+    causal_half: float
+    head: float
+    recomputed: float
 
     @property
-    def total(self) -> int:
-        """All of it, causal self-attention counted half."""
+    def total(self) -> float:
+        """What the model asks for, causal self-attention counted half."""
         return self.linear + self.attention + self.head
 
     @property
-    def total_full_attention(self) -> int:
-        """All of it, causal self-attention counted in full: the convention of most published figures."""
+    def total_full_attention(self) -> float:
+        """The same, causal self-attention counted in full: the convention of most published figures."""
         return self.total + self.causal_half
 
+    @property
+    def hardware(self) -> float:
+        """What is computed, for an implementation that masks half of the square rather than skips it."""
+        return self.total_full_attention + self.recomputed
+
     def __add__(self, other: Flops) -> Flops:
-        return Flops(
-            self.linear + other.linear,
-            self.attention + other.attention,
-            self.causal_half + other.causal_half,
-            self.head + other.head,
-        )
+        ours, theirs = dataclasses.astuple(self), dataclasses.astuple(other)
+        return Flops(*(a + b for a, b in zip(ours, theirs, strict=True)))
 
 
-def flops_per_step(config: ModelConfig, groups: Mapping[str, tuple[int, int, int]]) -> Flops:
+def flops_per_step(config: ModelConfig, groups: Mapping[str, tuple[int, float, float]]) -> Flops:
     """The operations of one step over a global batch.
 
     Args:
-      config: the model's sizes.
-      groups: by name, (B, S, T): examples, and encoder and decoder tokens of each. Give mean real lengths rather than
-        padded ones where they differ much.
+      config: the model's sizes, and `remat`.
+      groups: by name, (B, S, T): examples, and encoder and decoder tokens of each: the padded lengths for what is computed,
+        the mean of the real ones for what is asked for. (A mean is exact for all but attention, which grows with the square:
+        with lengths that vary by a tenth, it is 1 % too low, and attention is a twentieth of the whole.)
     """
-    total = Flops(0, 0, 0, 0)
+    total = Flops(0, 0, 0, 0, 0)
     for batch, encoder_length, decoder_length in groups.values():
         total += _flops(config, batch, encoder_length, decoder_length)
     return total
 
 
-def _flops(config: ModelConfig, batch: int, encoder_length: int, decoder_length: int) -> Flops:
+def _flops(config: ModelConfig, batch: int, encoder_length: float, decoder_length: float) -> Flops:
     hidden = config.hidden_size
     square, feed_forward = hidden**2, 2 * hidden * config.feed_forward_size
 
@@ -111,43 +119,85 @@ def _flops(config: ModelConfig, batch: int, encoder_length: int, decoder_length:
     pairs = config.num_encoder_layers * encoder_length**2 + causal_half_pairs
     pairs += config.num_decoder_layers * decoder_length * encoder_length
 
+    attention, causal_half = 2 * hidden * pairs, 2 * hidden * causal_half_pairs
+    # The second matrix of each feed-forward network, and the output projection of each attention.
+    last_products = (
+        hidden
+        * config.feed_forward_size
+        * (config.num_encoder_layers * encoder_length + config.num_decoder_layers * decoder_length)
+    )
+    outputs = encoder_length * config.num_encoder_layers * (square + feed_forward / 2)
+    outputs += decoder_length * config.num_decoder_layers * (2 * square + feed_forwards * feed_forward / 2)
+    recomputed = {
+        # What a layer puts out is needed again only where a LayerNorm comes after it.
+        "full": linear + attention + causal_half - (last_products if config.norm_placement == "pre" else 0),
+        "sublayer_outputs": linear + attention + causal_half - outputs,
+        "dots_with_no_batch_dims_saveable": attention + causal_half,
+        "dots_saveable": 0,
+        "none": 0,
+    }[config.remat]
+
     scale = _BACKWARD_TOO * 2 * batch
     return Flops(
         linear=scale * linear,
-        attention=round(scale * 2 * hidden * pairs),
-        causal_half=round(scale * 2 * hidden * causal_half_pairs),
+        attention=scale * attention,
+        causal_half=scale * causal_half,
         head=scale * head,
+        recomputed=2 * batch * recomputed,
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class Throughput:
-    """What model FLOPs utilisation (MFU) is measured by.
+    """What utilisation is measured by.
 
     Attributes:
-      step_flops: operations of a step, as `Flops.total` counts them.
+      model: its sizes.
+      shapes: by group, (B, S, T) with the padded lengths: what the devices work on.
       peak_flops: operations a second that all devices together could do; None where that is not known.
       reason: why it is not known, "" where it is.
     """
 
-    step_flops: float
+    model: ModelConfig
+    shapes: Mapping[str, tuple[int, int, int]]
     peak_flops: float | None
     reason: str = ""
 
-    def mfu(self, seconds: float) -> float | None:
-        """Share of the devices' peak that a step of this many seconds makes use of."""
-        return None if self.peak_flops is None else self.step_flops / (seconds * self.peak_flops)
+    def utilisation(self, tokens: Mapping[str, tuple[float, float]], seconds: float) -> dict[str, float | None]:
+        """Shares of the devices' peak in a step.
+
+        Args:
+          tokens: by group, real (non-pad) tokens of its batch: of the encoder, of the decoder.
+          seconds: the step took.
+
+        Returns:
+          `mfu`; `mfu_full_attention`, the same with causal attention as a full square; `hfu`. None without a peak.
+        """
+        if self.peak_flops is None:
+            return {"mfu": None, "mfu_full_attention": None, "hfu": None}
+        sizes = {group: shape[0] for group, shape in self.shapes.items()}
+        real = {group: (size, tokens[group][0] / size, tokens[group][1] / size) for group, size in sizes.items()}
+        asked, done = flops_per_step(self.model, real), flops_per_step(self.model, self.shapes)
+        most = seconds * self.peak_flops
+        counts = {"mfu": asked.total, "mfu_full_attention": asked.total_full_attention, "hfu": done.hardware}
+        return {name: count / most for name, count in counts.items()}
 
 
-def throughput(step_flops: float, device_kind: str, num_devices: int, compute_dtype: str) -> Throughput:
+def throughput(
+    model: ModelConfig,
+    shapes: Mapping[str, tuple[int, int, int]],
+    device_kind: str,
+    num_devices: int,
+    compute_dtype: str,
+) -> Throughput:
     """`Throughput` on devices of one kind (`jax.Device.device_kind`).
 
     A peak is known for bfloat16 on the accelerators of the table. Names are compared by whole words ("NVIDIA L40S" is no
     "NVIDIA L4"), and the longest that fits counts.
     """
     if compute_dtype != "bfloat16":
-        return Throughput(step_flops, None, f"no peak known for {compute_dtype} products")
+        return Throughput(model, shapes, None, f"no peak known for {compute_dtype} products")
     names = [name for name in _PEAK_BFLOAT16 if re.match(rf"{re.escape(name)}\b", device_kind)]
     if not names:
-        return Throughput(step_flops, None, f"no peak known for devices of kind {device_kind!r}")
-    return Throughput(step_flops, num_devices * _PEAK_BFLOAT16[max(names, key=len)])
+        return Throughput(model, shapes, None, f"no peak known for devices of kind {device_kind!r}")
+    return Throughput(model, shapes, num_devices * _PEAK_BFLOAT16[max(names, key=len)])

@@ -19,7 +19,7 @@ from deltalm_jax.training.checkpoint import Checkpoints, newest_checkpoint
 from deltalm_jax.training.config import RANDOM, Config
 from deltalm_jax.training.evaluation import Evaluator
 from deltalm_jax.training.faults import StopRequest
-from deltalm_jax.training.flops import flops_per_step, throughput
+from deltalm_jax.training.flops import throughput
 from deltalm_jax.training.profiling import Profiler
 from deltalm_jax.training.record import check_identity, describe, epochs_line, write_record
 from deltalm_jax.training.reporting import Reporter
@@ -88,8 +88,7 @@ def train(
     if is_first_process:
         write_record(config, stream, run_dir)
     devices = jax.devices()
-    flops = flops_per_step(config.model, config.step_shapes())
-    speed = throughput(flops.total, devices[0].device_kind, len(devices), compute_dtype)
+    speed = throughput(config.model, config.step_shapes(), devices[0].device_kind, len(devices), compute_dtype)
     reporter = Reporter(
         run_dir, start, stop,
         log_every=options.log_every, tensorboard=options.tensorboard, throughput=speed, speaks=is_first_process,
@@ -120,7 +119,8 @@ def train(
     ):
         for step, batch in enumerate(batches, start + 1):
             profiler.before(step)
-            state, metrics = train_step(state, batch)
+            with jax.transfer_guard("disallow"):  # all that a step needs is on the devices already
+                state, metrics = train_step(state, batch)
             # Reports the step before this one: the host never waits for the step it has just begun.
             reporter.step(step, metrics, batches.waited)
             if step == start + 1:

@@ -21,12 +21,14 @@ def metrics_line(step: int, metrics: Any, seconds: float, waited: float, through
       metrics: from the train step, on the host.
       seconds: the step took.
       waited: seconds of them spent waiting for the batch.
-      throughput: what MFU is measured by.
+      throughput: what utilisation is measured by.
 
     Returns:
-      Losses in nats per target, rates per second, shares between 0 and 1, `batch_digest` in hexadecimal. `mfu` is None
-      where the devices' peak is not known, and `mfu_reason` then says so.
+      Losses in nats per target, rates per second, shares between 0 and 1, `batch_digest` in hexadecimal. `mfu` and its
+      like (`Throughput.utilisation`) are None where the devices' peak is not known, and `mfu_reason` then says so.
     """
+    groups = [name.removeprefix("input_tokens/") for name in metrics if name.startswith("input_tokens/")]
+    real = {n: (float(metrics[f"input_tokens/{n}"]), float(metrics[f"target_tokens/{n}"])) for n in groups}
     tokens = float(metrics["input_tokens"]) + float(metrics["target_tokens"])
     line: dict[str, Any] = {"step": step, "loss": float(metrics["loss"])}
     line |= {name: float(value) for name, value in metrics.items() if name.startswith(("loss/", "nll/"))}
@@ -38,7 +40,7 @@ def metrics_line(step: int, metrics: Any, seconds: float, waited: float, through
         "padding_share": float(metrics["padding_share"]),
         "data_wait_fraction": min(waited / seconds, 1.0),
         "step_seconds": seconds,
-        "mfu": throughput.mfu(seconds),
+        **throughput.utilisation(real, seconds),
     }
     if throughput.reason:
         line["mfu_reason"] = throughput.reason

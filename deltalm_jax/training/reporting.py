@@ -29,7 +29,7 @@ class Reporter:
       stop: last step of this run.
       log_every: steps between lines of progress where there is no terminal.
       tensorboard: whether TensorBoard gets the lines too.
-      throughput: what MFU is measured by.
+      throughput: what utilisation is measured by.
       speaks: whether this process writes and prints (one of several does).
     """
 

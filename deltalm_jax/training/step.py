@@ -136,7 +136,7 @@ def make_train_step(
       decoder_start: one of `DECODER_STARTS`.
 
     Metrics: `loss` (what is minimised), `loss/<group>` (its mean in that group), `nll/<group>` (mean negative
-    log-likelihood, where the loss has other terms too); `target_tokens`, `target_tokens/<group>`, `input_tokens`,
+    log-likelihood, where the loss has other terms too); `target_tokens`, `input_tokens`, and both `…/<group>`;
     `padding_share` (of all positions of inputs and targets), `grad_norm` (before clipping), `learning_rate`,
     `batch_digest` (uint32 [2]).
 
@@ -222,17 +222,18 @@ def make_train_step(
         new_state = {"params": params, "optimizer": optimizer_state, "step": state["step"] + 1}
         if optimizer.ema_decay:
             new_state["ema"] = optax.incremental_update(params, state["ema"], 1 - optimizer.ema_decay)
+        inputs = {group: jnp.sum(arrays["inputs"] != PAD_ID) for group, arrays in batch.items()}
         metrics = {
             "loss": sum(loss.weight(group) * sums[0] for group, sums in totals.items()) / divisor,
             "target_tokens": sum(counts.values()),
-            "input_tokens": sum(jnp.sum(a["inputs"] != PAD_ID) for a in batch.values()),
+            "input_tokens": sum(inputs.values()),
             "padding_share": _padding_share(batch),
             "grad_norm": optax.tree.norm(gradients),
             "learning_rate": learning_rate(optimizer, state["step"]),
             "batch_digest": batch_digest(batch, mesh),
         }
         for group, count in counts.items():
-            metrics[f"target_tokens/{group}"] = count
+            metrics |= {f"target_tokens/{group}": count, f"input_tokens/{group}": inputs[group]}
             for name, value in zip(("loss", "nll"), totals[group], strict=True):
                 if name == "loss" or not loss.is_plain:
                     metrics[f"{name}/{group}"] = value / jnp.maximum(count, 1.0)

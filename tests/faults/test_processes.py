@@ -49,7 +49,7 @@ def outputs(processes, limit=240.0):
 @pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_batches_are_those_of_one_process(place, processes):
     run_dir = place / f"with{processes}"
-    started = runs.run_processes(run_dir, place / "data", processes, *options(place))
+    started = runs.run_processes(run_dir, place / "data", processes, *options(place), cache=place / "cache")
     texts = outputs(started, 600.0)  # four processes on two cores take turns
     assert [p.returncode for p in started] == [0] * processes, "\n".join(texts)
     ours, alone = runs.metrics(run_dir), runs.metrics(place / "one")
@@ -62,7 +62,7 @@ def test_batches_are_those_of_one_process(place, processes):
 
 def test_sigterm_to_one_of_two_stops_both_with_one_checkpoint_and_one_process_goes_on(place):
     run_dir = place / "terminated"
-    started = runs.run_processes(run_dir, place / "data", 2, *options(place))
+    started = runs.run_processes(run_dir, place / "data", 2, *options(place), cache=place / "cache")
     deadline = time.monotonic() + 120
     while len(runs.metrics(run_dir)) < 5:
         assert time.monotonic() < deadline

@@ -23,6 +23,7 @@ SMALL = [
     "ModelConfig.num_encoder_layers=2",
     "ModelConfig.num_decoder_layers=1",
     "ModelConfig.max_length=32",
+    "ModelConfig.scan_layers=True",  # less to compile
     "DataConfig.chunk_length=32",
     "DataConfig.objective_batch_sizes={'span_corruption': 8, 'translation_span_corruption': 8}",
     "OptimizerConfig.warmup_steps=5",
@@ -39,11 +40,14 @@ TOY_TASKS = {
 
 
 def environment(cache: pathlib.Path | None = None, devices: int = 1) -> dict[str, str]:
-    """The surroundings of a run: a shared compilation cache, and a number of simulated devices."""
+    """The surroundings of a run: a shared compilation cache, and a number of simulated devices.
+
+    Such runs take a few steps of a model that is next to nothing: code is compiled quickly rather than well.
+    """
     env = os.environ | {
         "PYTHONPATH": str(ROOT),
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0",
         "PYTHONUNBUFFERED": "1",
     }
     return env | ({"JAX_COMPILATION_CACHE_DIR": str(cache)} if cache else {})
@@ -70,7 +74,7 @@ def run(
 
 
 def run_processes(
-    run_dir: pathlib.Path, prepared: pathlib.Path, processes: int, *more: str, devices: int = 1
+    run_dir: pathlib.Path, prepared: pathlib.Path, processes: int, *more: str, cache=None, devices: int = 1
 ) -> list[subprocess.Popen]:
     """Starts several processes of one run, joined over loopback."""
     with socket.socket() as probe:
@@ -82,7 +86,7 @@ def run_processes(
                 run_dir, prepared, *more, f"--coordinator=127.0.0.1:{port}", f"--num_processes={processes}",
                 f"--process_id={i}",
             ),
-            env=environment(None, devices), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=prepared.parent,
+            env=environment(cache, devices), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=prepared.parent,
         )
         for i in range(processes)
     ]  # fmt: skip

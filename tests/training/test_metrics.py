@@ -7,11 +7,14 @@ import json
 import numpy as np
 import pytest
 
-from deltalm_jax.training.flops import Throughput
+from deltalm_jax.model.config import ModelConfig
+from deltalm_jax.training.flops import Throughput, flops_per_step
 from deltalm_jax.training.metrics import MetricsFile, TensorBoardFile, metrics_line
 from deltalm_jax.training.reporting import NonFiniteError, Reporter, evaluation_lines
 
-UNKNOWN = Throughput(6e12, None, "no peak known for devices of kind 'abacus'")
+MODEL = ModelConfig(hidden_size=64, num_heads=1, num_encoder_layers=1, num_decoder_layers=1, vocab_size=1000)
+SHAPES = {"span_corruption": (2, 32, 24)}
+UNKNOWN = Throughput(MODEL, SHAPES, None, "no peak known for devices of kind 'abacus'")
 
 
 def step_metrics(loss: float = 2.0) -> dict[str, np.ndarray]:
@@ -21,14 +24,19 @@ def step_metrics(loss: float = 2.0) -> dict[str, np.ndarray]:
         "learning_rate": np.float32(0.5),
         "grad_norm": np.float32(1.5),
         "input_tokens": np.int32(60),
+        "input_tokens/span_corruption": np.int32(60),
         "target_tokens": np.float32(40),
+        "target_tokens/span_corruption": np.float32(40),
         "padding_share": np.float32(0.125),
         "batch_digest": np.array([1, 2**32 - 1], np.uint32),
     }
 
 
 def test_a_line():
-    line = metrics_line(7, step_metrics(), seconds=2.0, waited=0.5, throughput=Throughput(6e12, 12e12))
+    work = flops_per_step(MODEL, {"span_corruption": (2, 30, 20)})  # real tokens of each example
+    padded = flops_per_step(MODEL, SHAPES)
+    speed = Throughput(MODEL, SHAPES, peak_flops=2 * work.total)
+    line = metrics_line(7, step_metrics(), seconds=2.0, waited=0.5, throughput=speed)
     assert line == {
         "step": 7,
         "loss": 2.0,
@@ -41,6 +49,8 @@ def test_a_line():
         "data_wait_fraction": 0.25,
         "step_seconds": 2.0,
         "mfu": 0.25,
+        "mfu_full_attention": pytest.approx(0.25 * work.total_full_attention / work.total),
+        "hfu": pytest.approx(0.25 * padded.total_full_attention / work.total),
         "batch_digest": "00000001ffffffff",
     }
 

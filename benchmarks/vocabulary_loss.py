@@ -1,10 +1,13 @@
 """The blocked vocabulary loss beside the plain one: peak memory and time at four sizes, each 4 times the last.
 
-    python -m benchmarks.loss [--json]
+    python -m benchmarks.vocabulary_loss [--json]
 
 Each measurement is a process of its own: gradient of the loss (with label smoothing and z-loss) by hidden states and table,
-once for its peak of resident memory over what the process held before, then for time. The table's gradient, which any
-implementation must return, is given beside it.
+once for its peak of resident memory over what the process held before, then for time. Beside it stand what XLA plans to hold
+for the while (its memory analysis of the compiled program: temporary memory, results not counted) and the table's gradient,
+which any implementation must return. The blocked loss's temporary memory, less the one accumulator of that gradient, must not
+grow with vocabulary × targets: the command exits with 1 if it more than doubles from the first size to the last (64 times
+as many logits).
 """
 
 from __future__ import annotations
@@ -62,8 +65,12 @@ def measure(kind: str, vocab_size: int, targets: int) -> dict[str, float]:
     used = _resident_peak_mb() - before
     began = time.perf_counter()
     jax.block_until_ready(compiled(hidden_BTD, table_VD))
+    seconds = time.perf_counter() - began
     norm = float(optax.tree.norm(gradients))
-    return {"peak_mb": used, "seconds": time.perf_counter() - began, "value": float(value), "gradient_norm": norm}
+    planned = compiled.memory_analysis().temp_size_in_bytes / 2**20
+    return {
+        "peak_mb": used, "planned_mb": planned, "seconds": seconds, "value": float(value), "gradient_norm": norm,
+    }  # fmt: skip
 
 
 def _resident_peak_mb() -> float:
@@ -76,7 +83,7 @@ def beside_each_other(vocab_size: int, targets: int) -> dict[str, Any]:
     row: dict[str, Any] = {"vocabulary": vocab_size, "targets": targets}
     row["table_gradient_mb"] = vocab_size * WIDTH * 4 / 2**20
     for kind in ("blocked", "plain"):
-        command = [sys.executable, "-m", "benchmarks.loss", "--one", kind, str(vocab_size), str(targets)]
+        command = [sys.executable, "-m", "benchmarks.vocabulary_loss", "--one", kind, str(vocab_size), str(targets)]
         env = os.environ | {"JAX_PLATFORMS": "cpu"}
         row[kind] = json.loads(subprocess.run(command, env=env, check=True, stdout=subprocess.PIPE, text=True).stdout)
     return row
@@ -87,30 +94,38 @@ def _line(row: dict[str, Any]) -> str:
     differences = [abs(blocked[key] / plain[key] - 1) for key in ("value", "gradient_norm")]
     return (
         f"{row['vocabulary']:>6,} pieces × {row['targets']:>5,} targets: "
-        f"blocked {blocked['peak_mb']:>6,.0f} MB {blocked['seconds']:.2f} s, "
-        f"plain {plain['peak_mb']:>6,.0f} MB {plain['seconds']:.2f} s; "
+        f"blocked {blocked['peak_mb']:>6,.0f} MB (planned {blocked['planned_mb']:,.0f}) {blocked['seconds']:.2f} s, "
+        f"plain {plain['peak_mb']:>6,.0f} MB (planned {plain['planned_mb']:,.0f}) {plain['seconds']:.2f} s; "
         f"table's gradient {row['table_gradient_mb']:.0f} MB; "
         f"value and gradient norm differ by {differences[0]:.0e} and {differences[1]:.0e}"
     )
 
 
-def main() -> None:
+def is_flat(rows: list[dict[str, Any]]) -> bool:
+    """Whether what the blocked loss holds beside the table's gradient no more than doubles from the first row to the last."""
+    first, last = (max(row["blocked"]["planned_mb"] - row["table_gradient_mb"], 1.0) for row in (rows[0], rows[-1]))
+    return last <= 2 * first
+
+
+def main() -> int:
     """Runs all sizes and prints a line each; with --json one object last."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.loss", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.vocabulary_loss", description=__doc__.split("\n")[0])
     parser.add_argument("--json", action="store_true", help="print one JSON object last")
     parser.add_argument("--one", nargs=3, metavar=("KIND", "V", "T"), help=argparse.SUPPRESS)
     flags = parser.parse_args()
     if flags.one:
         print(json.dumps(measure(flags.one[0], int(flags.one[1]), int(flags.one[2]))))
-        return
+        return 0
     rows = []
     for vocab_size, targets in SIZES:
         row = beside_each_other(vocab_size, targets)
         rows.append(row)
         print(_line(row), flush=True)
     if flags.json:
-        print(json.dumps({"block_mb": BLOCK_MEGABYTES, "sizes": rows}))
+        print(json.dumps({"block_mb": BLOCK_MEGABYTES, "flat": is_flat(rows), "sizes": rows}))
+    print("flat in vocabulary × targets" if is_flat(rows) else "NOT flat in vocabulary × targets", file=sys.stderr)
+    return 0 if is_flat(rows) else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
