@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from deltalm_jax.model.attention import Attend, attend_xla
 from deltalm_jax.model.config import EOS_ID, PAD_ID, ModelConfig
 from deltalm_jax.model.decoder import Cache, Decoder
 from deltalm_jax.model.dropout import split_key
@@ -37,10 +38,10 @@ class LayerStates(NamedTuple):
 class DeltaLM(nnx.Module):
     """One token table, an encoder and a decoder. There is no output layer: logits are hidden · tableᵀ."""
 
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: ModelConfig, *, attend: Attend = attend_xla, rngs: nnx.Rngs) -> None:
         self.token_embedding = embedding_table(config.vocab_size, config.hidden_size, PAD_ID, rngs)
-        self.encoder = Encoder(config, rngs=rngs)
-        self.decoder = Decoder(config, rngs=rngs)
+        self.encoder = Encoder(config, attend=attend, rngs=rngs)
+        self.decoder = Decoder(config, attend=attend, rngs=rngs)
 
 
 def init_params(config: ModelConfig, key: jax.Array) -> Params:
@@ -57,6 +58,7 @@ def hidden_states(
     *,
     dropout_key: jax.Array | None = None,
     compute_dtype: jax.typing.DTypeLike = jnp.float32,
+    attend: Attend = attend_xla,
 ) -> jax.Array:
     """The whole model short of its output layer.
 
@@ -67,6 +69,7 @@ def hidden_states(
       decoder_input_tokens_BT: int ids; for training `shift_right(targets)`.
       dropout_key: a jax key; None for no dropout.
       compute_dtype: of activations and matrix products.
+      attend: what computes attention (see `kernels.py`).
 
     Returns:
       [B, T, D] in `compute_dtype`, to be multiplied with `params["token_embedding"]` [V, D].
@@ -74,16 +77,9 @@ def hidden_states(
     Raises:
       ValueError: a sequence is longer than `config.max_length`.
     """
-    encoded_BSD = apply_encoder(config, params, encoder_tokens_BS, dropout_key=dropout_key, compute_dtype=compute_dtype)
-    return apply_decoder(
-        config,
-        params,
-        encoded_BSD,
-        encoder_tokens_BS,
-        decoder_input_tokens_BT,
-        dropout_key=dropout_key,
-        compute_dtype=compute_dtype,
-    )
+    how: Any = {"dropout_key": dropout_key, "compute_dtype": compute_dtype, "attend": attend}
+    encoded_BSD = apply_encoder(config, params, encoder_tokens_BS, **how)
+    return apply_decoder(config, params, encoded_BSD, encoder_tokens_BS, decoder_input_tokens_BT, **how)
 
 
 def apply_encoder(
@@ -93,10 +89,11 @@ def apply_encoder(
     *,
     dropout_key: jax.Array | None = None,
     compute_dtype: jax.typing.DTypeLike = jnp.float32,
+    attend: Attend = attend_xla,
 ) -> jax.Array:
     """The encoder alone; arguments as for `hidden_states`. Returns [B, S, D] in `compute_dtype`."""
     encoder_key, _ = split_key(dropout_key, 2)
-    model = _merge(config, params)
+    model = _merge(config, params, attend)
     return model.encoder(
         model.token_embedding[...], encoder_tokens_BS, dropout_key=encoder_key, compute_dtype=compute_dtype
     )[0]
@@ -111,10 +108,11 @@ def apply_decoder(
     *,
     dropout_key: jax.Array | None = None,
     compute_dtype: jax.typing.DTypeLike = jnp.float32,
+    attend: Attend = attend_xla,
 ) -> jax.Array:
     """The decoder alone, given the encoder's output and input ids (for their padding). Returns as `hidden_states`."""
     _, decoder_key = split_key(dropout_key, 2)
-    model = _merge(config, params)
+    model = _merge(config, params, attend)
     return model.decoder(
         model.token_embedding[...],
         encoded_BSD,
@@ -242,7 +240,7 @@ def shift_right(targets_BT: jax.Array) -> jax.Array:
     return jnp.concatenate([start_B1, targets_BT[:, :-1]], axis=1)
 
 
-def _merge(config: ModelConfig, params: Params) -> DeltaLM:
+def _merge(config: ModelConfig, params: Params, attend: Attend = attend_xla) -> DeltaLM:
     """Parameters as a module. Made anew while tracing; nothing is computed for it."""
-    blank = nnx.eval_shape(lambda: DeltaLM(config, rngs=nnx.Rngs(params=0)))
+    blank = nnx.eval_shape(lambda: DeltaLM(config, attend=attend, rngs=nnx.Rngs(params=0)))
     return nnx.merge(nnx.graphdef(blank), params)

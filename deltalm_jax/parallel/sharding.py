@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from deltalm_jax.model.attention import Attend, KeysValues, Mask
 from deltalm_jax.parallel.mesh import MeshError
 
 BATCH_AXES = ("data", "fsdp")
@@ -111,6 +112,28 @@ def map_over_batch(function: Callable[..., jax.Array], mesh: Mesh, split: tuple[
     return jax.shard_map(
         function, mesh=mesh, in_specs=specs, out_specs=P(BATCH_AXES), axis_names=set(BATCH_AXES), check_vma=False
     )
+
+
+def map_over_batch_and_heads(attend: Attend, mesh: Mesh) -> Attend:
+    """Attention run by each device on its own rows and heads: the partitioner cannot split a kernel.
+
+    Where `tensor` does not divide the heads, each of its devices computes them all.
+    """
+    if mesh.size == 1:
+        return attend
+
+    def attend_by_shard(query_BTHK: jax.Array, seen: KeysValues, mask: Mask) -> jax.Array:
+        heads_axis = "tensor" if query_BTHK.shape[2] % mesh.shape["tensor"] == 0 else None
+        by_head, by_row = P(BATCH_AXES, None, heads_axis, None), P(BATCH_AXES)
+        return jax.shard_map(
+            lambda query_BTHK, seen, real_BS: attend(query_BTHK, seen, mask._replace(real_BS=real_BS)),
+            mesh=mesh,
+            in_specs=(by_head, by_head, by_row),
+            out_specs=by_head,
+            check_vma=False,
+        )(query_BTHK, seen, mask.real_BS)
+
+    return attend_by_shard
 
 
 def check_batch(batch_sizes: dict[str, int], mesh: Mesh, accumulation_steps: int = 1) -> None:

@@ -23,9 +23,17 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from deltalm_jax.model.attention import Attend
 from deltalm_jax.model.config import PAD_ID, ModelConfig
 from deltalm_jax.model.deltalm import Params, hidden_states, init_params, shift_right
-from deltalm_jax.parallel.sharding import batch_sharding, map_over_batch, replicated, state_shardings
+from deltalm_jax.model.kernels import KERNELS, resolve_attention
+from deltalm_jax.parallel.sharding import (
+    batch_sharding,
+    map_over_batch,
+    map_over_batch_and_heads,
+    replicated,
+    state_shardings,
+)
 from deltalm_jax.training.loss import LossConfig, token_nll, vocabulary_loss
 from deltalm_jax.training.optimizer import OptimizerConfig, learning_rate, learning_rate_factors, make_optimizer
 
@@ -85,6 +93,16 @@ def dropout_key(seed: int, step: jax.Array, microbatch: jax.Array | int, group: 
     return key
 
 
+def attention_on(mesh: Mesh, model: ModelConfig, compute_dtype: str) -> Attend:
+    """What computes attention on a mesh (see `resolve_attention`).
+
+    Raises:
+      AttentionError: `model.attention` cannot be had there.
+    """
+    name = resolve_attention(model, mesh.devices.flat[0], compute_dtype).name
+    return KERNELS[name] if name == "xla" else map_over_batch_and_heads(KERNELS[name], mesh)
+
+
 def make_train_step(
     model: ModelConfig,
     optimizer: OptimizerConfig,
@@ -108,8 +126,10 @@ def make_train_step(
     `batch_digest` (uint32 [2]).
 
     Raises:
+      AttentionError: `model.attention` cannot be had on these devices.
       OptimizerError: a pattern of the optimizer's fits no parameter.
     """
+    attend = attention_on(mesh, model, compute_dtype)
     transformation = make_optimizer(optimizer)
     abstract = abstract_state(model, optimizer, mesh)
     learning_rate_factors(optimizer, abstract["params"])
@@ -137,6 +157,7 @@ def make_train_step(
                 decoder_input_BT,
                 dropout_key=dropout_key(seed, step, microbatch, index),
                 compute_dtype=compute_dtype,
+                attend=attend,
             )
             totals[group] = jnp.sum(sums_by_shard(hidden_BTD, table_VD, targets_BT, _is_real(targets_BT)), axis=0)
             total += loss.weight(group) * totals[group][0]
@@ -236,12 +257,13 @@ def make_eval_step(
     def score(hidden_BTD: jax.Array, table_VD: jax.Array, targets_BT: jax.Array) -> jax.Array:
         return token_nll(hidden_BTD, table_VD, targets_BT, loss, model.vocab_size)
 
+    attend = attention_on(mesh, model, compute_dtype)
     score_by_shard = map_over_batch(score, mesh, split=(True, False, True))
 
     def eval_step(params: Any, arrays: Any) -> Metrics:
         decoder_input_BT, targets_BT = decoder_arrays(arrays["targets"], decoder_start)
         hidden_BTD = hidden_states(
-            model, params, arrays["inputs"], decoder_input_BT, dropout_key=None, compute_dtype=compute_dtype
+            model, params, arrays["inputs"], decoder_input_BT, compute_dtype=compute_dtype, attend=attend
         )
         table_VD = params["token_embedding"].astype(compute_dtype)
         nll_BT = score_by_shard(hidden_BTD, table_VD, targets_BT)
