@@ -3,6 +3,7 @@
     python -m benchmarks.corruption [--json]
     python -m benchmarks.stream [--json]
     python -m benchmarks.loss [--json]
+    python -m benchmarks.attention [--rows N] [--json]
     python -m benchmarks.verify
 
 Run them from the repository's root; they are no part of the installed package.

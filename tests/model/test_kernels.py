@@ -137,6 +137,7 @@ def loss_of(config: ModelConfig, attend: Attend) -> Any:
     return loss
 
 
+@pytest.mark.slow
 def test_a_model_that_attends_by_splash_is_the_same(small_config, small_params):
     config = dataclasses.replace(small_config, remat="dots_saveable")
     (loss, gradients), (expected, wanted) = (
