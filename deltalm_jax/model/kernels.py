@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,8 +33,8 @@ def attend_splash(query_BTHK: jax.Array, seen: KeysValues, mask: Mask, *, interp
     """`Attend` by the splash kernels. Lengths are padded to multiples of 128 here, and nowhere else.
 
     Padding is told by segments: a query looks at the keys of its own segment only. Real keys are segment 1, as are the
-    queries that can see one; padding is segment 0, as are the queries that see nothing else, so that the softmax is
-    proper in every row; what is added to fill 128 is segment 2, which no query has.
+    queries that can see one; padding is segment 0, as are the queries that see nothing else, so that their softmax is
+    proper too; keys added to fill 128 are segment 2, which no query has.
 
     Args:
       query_BTHK, seen, mask: see `attention.Attend`.
@@ -99,7 +99,9 @@ def _block(length: int) -> int:
     return max(size for size in range(_LANES, _LARGEST_BLOCK + 1, _LANES) if length % size == 0)
 
 
-def attend_cudnn(query_BTHK: jax.Array, seen: KeysValues, mask: Mask, *, implementation: str = "cudnn") -> jax.Array:
+def attend_cudnn(
+    query_BTHK: jax.Array, seen: KeysValues, mask: Mask, *, implementation: Literal["cudnn", "xla"] = "cudnn"
+) -> jax.Array:
     """`Attend` by cuDNN, for rows whose padding is at their end, as that of all batches from prepared data is.
 
     cuDNN would rather be told the length of a row than a matrix of what is masked: the matrix is read for every head, and
@@ -114,11 +116,13 @@ def attend_cudnn(query_BTHK: jax.Array, seen: KeysValues, mask: Mask, *, impleme
     at_end_B = jnp.all(real_BS == (jnp.arange(real_BS.shape[1]) < lengths_B[:, None]), axis=1)
     query_BTHK *= jnp.where(at_end_B, 1.0, jnp.nan)[:, None, None, None].astype(query_BTHK.dtype)
     mixed_BTHK = jax.nn.dot_product_attention(
-        *(_lengthen(array, 2) for array in (query_BTHK, *seen)),  # JAX refuses to train cuDNN on odd lengths
+        _lengthen(query_BTHK, 2),  # JAX refuses to train cuDNN on odd lengths
+        _lengthen(seen.key_BSHK, 2),
+        _lengthen(seen.value_BSHK, 2),
         scale=1.0,
         is_causal=mask.causal,
         key_value_seq_lengths=jnp.maximum(lengths_B, 1),  # a row of padding alone looks at its first position
-        implementation=implementation,  # type: ignore[arg-type]
+        implementation=implementation,
     )
     return mixed_BTHK[:, : query_BTHK.shape[1]]
 
