@@ -6,6 +6,7 @@
     python -m benchmarks.loop [--json]
     python -m benchmarks.scaling [--json]
     python -m benchmarks.startup [--json]
+    python -m benchmarks.attention [--rows N] [--json]
     python -m benchmarks.verify
 
 Run them from the repository's root; they are no part of the installed package.

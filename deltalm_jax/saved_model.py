@@ -119,7 +119,7 @@ def check_fits(saved: SavedModel, config: ModelConfig, name: str) -> None:
     """Raises SavedModelError if a model is to go on as one of another shape; `name` says whose shape it would be."""
     # What a step does on top of a model's shape, and how it is carried out, may change from one run to the next.
     free = {field.name for field in dataclasses.fields(ModelConfig) if field.name.endswith("dropout_rate")}
-    free |= {"compute_dtype", "remat", "scan_layers"}
+    free |= {"compute_dtype", "remat", "scan_layers", "attention"}
     differences = [
         f"  ModelConfig.{field.name}: {getattr(saved.config, field.name)!r} in {saved.path}, "
         f"{getattr(config, field.name)!r} in {name}"

@@ -12,6 +12,7 @@ Read `decoder_layer.py` first; the idea is there. The rest of the project uses t
     linear.py, dropout.py             primitives
     embedding.py                      tokens and positions
     attention.py, feed_forward.py     sub-layers
+    kernels.py                        attention on a TPU and on a GPU
     layer.py                          sub-layers in the residual stream, and the loop over a stack of layers
     decoder_layer.py                  the interleaved layer, and the vanilla one
     encoder.py, decoder.py            the two sides

@@ -6,6 +6,7 @@ Legend: B batch, T positions that attend, S positions attended to, D hidden size
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -21,15 +22,26 @@ from deltalm_jax.model.linear import Linear
 MASKED_SCORE = -1e9
 
 
-def padding_mask(tokens_BS: jax.Array) -> jax.Array:
-    """bool [B, 1, 1, S]: attention may look at real tokens only."""
-    return (tokens_BS != PAD_ID)[:, None, None, :]
+class Mask(NamedTuple):
+    """Where attention may look. Never a matrix: a kernel need not be told more than this.
+
+    Attributes:
+      real_BS: bool; False at padding, where nobody looks.
+      causal: whether position t may look at positions 0 to t only; then S = T.
+    """
+
+    real_BS: jax.Array
+    causal: bool = False
 
 
-def causal_mask(tokens_BT: jax.Array) -> jax.Array:
-    """bool [B, 1, T, T]: a position may look at itself and at earlier real tokens."""
-    length = tokens_BT.shape[1]
-    return jnp.tril(jnp.ones((length, length), bool)) & padding_mask(tokens_BT)
+def padding_mask(tokens_BS: jax.Array) -> Mask:
+    """Attention may look at real tokens only."""
+    return Mask(tokens_BS != PAD_ID)
+
+
+def causal_mask(tokens_BT: jax.Array) -> Mask:
+    """A position may look at itself and at earlier real tokens."""
+    return Mask(tokens_BT != PAD_ID, causal=True)
 
 
 class KeysValues(NamedTuple):
@@ -37,6 +49,29 @@ class KeysValues(NamedTuple):
 
     key_BSHK: jax.Array
     value_BSHK: jax.Array
+
+
+Attend = Callable[[jax.Array, KeysValues, Mask], jax.Array]
+"""(scaled queries [B, T, H, K], what is looked at, where one may look) -> what is gathered, [B, T, H, K]. All in one
+dtype; scores and softmax are float32. A position that may look nowhere gets finite values, of no meaning."""
+
+
+def attend_xla(
+    query_BTHK: jax.Array,
+    seen: KeysValues,
+    mask: Mask,
+    dropout_rate: float = 0.0,
+    dropout_key: jax.Array | None = None,
+) -> jax.Array:
+    """`Attend` from the formula, for any device; all scores are in memory. It alone can drop attention weights."""
+    mask_BHTS = mask.real_BS[:, None, None, :]
+    if mask.causal:
+        length = query_BTHK.shape[1]
+        mask_BHTS = mask_BHTS & jnp.tril(jnp.ones((length, length), bool))
+    scores_BHTS = jnp.einsum("BTHK,BSHK->BHTS", query_BTHK, seen.key_BSHK, preferred_element_type=jnp.float32)
+    weights_BHTS = jax.nn.softmax(jnp.where(mask_BHTS, scores_BHTS, MASKED_SCORE), axis=-1)
+    weights_BHTS = dropout(weights_BHTS, dropout_rate, dropout_key).astype(seen.value_BSHK.dtype)
+    return jnp.einsum("BHTS,BSHK->BTHK", weights_BHTS, seen.value_BSHK)
 
 
 class Attention(nnx.Module):
@@ -47,7 +82,7 @@ class Attention(nnx.Module):
     other three at torch's default, uniform in ±1/√D.
     """
 
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: ModelConfig, *, attend: Attend = attend_xla, rngs: nnx.Rngs) -> None:
         size = config.hidden_size
         self.query = Linear(size, size, gain=math.sqrt(0.5), rngs=rngs)
         self.key = Linear(size, size, gain=math.sqrt(0.5), rngs=rngs)
@@ -55,20 +90,21 @@ class Attention(nnx.Module):
         self.output = Linear(size, size, rngs=rngs)
         self.num_heads = config.num_heads
         self.dropout_rate = config.attention_dropout_rate
+        self.attend = attend
 
     def keys_values(self, source_BSD: jax.Array) -> KeysValues:
         """What positions with these hidden states show to whoever attends to them, in the same dtype."""
         return KeysValues(self._split_heads(self.key(source_BSD)), self._split_heads(self.value(source_BSD)))
 
     def __call__(
-        self, hidden_BTD: jax.Array, seen: KeysValues, mask: jax.Array, *, dropout_key: jax.Array | None = None
+        self, hidden_BTD: jax.Array, seen: KeysValues, mask: Mask, *, dropout_key: jax.Array | None = None
     ) -> jax.Array:
         """Every position of `hidden` gathers from those positions of `seen` that `mask` allows.
 
         Args:
           hidden_BTD: what attends.
           seen: what is attended to; `self.keys_values(hidden_BTD)` for self-attention.
-          mask: bool, broadcast to [B, H, T, S]; True where attention may look.
+          mask: where attention may look.
           dropout_key: for dropout of the attention weights; None for none.
 
         Returns:
@@ -77,10 +113,10 @@ class Attention(nnx.Module):
         query_BTHK = self._split_heads(self.query(hidden_BTD))
         query_BTHK *= query_BTHK.shape[-1] ** -0.5  # After the bias, which is scaled with it.
 
-        scores_BHTS = jnp.einsum("BTHK,BSHK->BHTS", query_BTHK, seen.key_BSHK, preferred_element_type=jnp.float32)
-        weights_BHTS = jax.nn.softmax(jnp.where(mask, scores_BHTS, MASKED_SCORE), axis=-1)
-        weights_BHTS = dropout(weights_BHTS, self.dropout_rate, dropout_key).astype(seen.value_BSHK.dtype)
-        mixed_BTHK = jnp.einsum("BHTS,BSHK->BTHK", weights_BHTS, seen.value_BSHK)
+        if dropout_key is not None and self.dropout_rate:  # Kernels drop no weights.
+            mixed_BTHK = attend_xla(query_BTHK, seen, mask, self.dropout_rate, dropout_key)
+        else:
+            mixed_BTHK = self.attend(query_BTHK, seen, mask)
         return self.output(mixed_BTHK.reshape(hidden_BTD.shape))
 
     def _split_heads(self, projected_BTD: jax.Array) -> jax.Array:

@@ -21,6 +21,7 @@ DECODERS = ("interleaved", "vanilla")
 REMAT_POLICIES = ("none", "full", "sublayer_outputs", "dots_with_no_batch_dims_saveable", "dots_saveable")
 NORM_PLACEMENTS = ("post", "pre")
 COMPUTE_DTYPES = ("auto", "float32", "bfloat16")
+ATTENTIONS = ("auto", "xla", "splash", "cudnn")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,10 +50,14 @@ class ModelConfig:
           "full": the layer's input. The whole layer is recomputed.
           "sublayer_outputs": also what each attention and feed-forward network adds to the residual stream.
           "dots_with_no_batch_dims_saveable": also products with weights; attention's own two are recomputed.
-          "dots_saveable": also attention's scores and weighted sums. No product is recomputed.
+          "dots_saveable": also attention's scores and weighted sums, or what the splash kernel puts out in their stead. No
+            product is recomputed, but for those inside the cuDNN kernel.
           "none": everything; nothing is recomputed.
       scan_layers: True runs a stack of layers as a loop, which compiles one layer whatever the depth; False unrolls it,
         which saves a small model on a CPU a tenth of its time. May change on resume.
+      attention: what computes attention in training and evaluation: "xla", from the formula, with all scores in memory;
+        "splash" (TPU) and "cudnn" (GPU), kernels that never hold them; "auto", see `kernels.resolve_attention`. Equal to
+        rounding. May change on resume.
 
     Raises:
       TypeError: a field has another type than declared (a bool is not an int here; an int is accepted as a float).
@@ -75,6 +80,7 @@ class ModelConfig:
     compute_dtype: str = "auto"
     remat: str = operational("none")
     scan_layers: bool = operational(True)
+    attention: str = operational("auto")
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -95,6 +101,7 @@ class ModelConfig:
         _check_choice("norm_placement", self.norm_placement, NORM_PLACEMENTS)
         _check_choice("compute_dtype", self.compute_dtype, COMPUTE_DTYPES)
         _check_choice("remat", self.remat, REMAT_POLICIES)
+        _check_choice("attention", self.attention, ATTENTIONS)
 
     @property
     def num_positions(self) -> int:

@@ -7,12 +7,13 @@ H heads, K head size.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from deltalm_jax.model.attention import KeysValues, causal_mask, padding_mask
+from deltalm_jax.model.attention import Attend, KeysValues, Mask, attend_xla, causal_mask, padding_mask
 from deltalm_jax.model.config import PAD_ID, PADDING_POSITION, RESERVED_POSITIONS, ModelConfig
 from deltalm_jax.model.decoder_layer import InterleavedLayer, VanillaLayer
 from deltalm_jax.model.dropout import layer_keys, split_key
@@ -30,10 +31,11 @@ _LAYER_CLASSES: dict[str, Callable[..., Layer]] = {"interleaved": InterleavedLay
 class Decoder(nnx.Module):
     """Embeddings and a stack of layers, of the kind that `ModelConfig.decoder` says."""
 
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: ModelConfig, *, attend: Attend = attend_xla, rngs: nnx.Rngs) -> None:
         self.position_embedding = embedding_table(config.num_positions, config.hidden_size, PADDING_POSITION, rngs)
         self.embedding_layer_norm = LayerNorm(config.hidden_size) if config.embedding_layer_norm else None
-        self.layers = stack_layers(_LAYER_CLASSES[config.decoder], config, config.num_decoder_layers, rngs)
+        layer_class = partial(_LAYER_CLASSES[config.decoder], attend=attend)
+        self.layers = stack_layers(layer_class, config, config.num_decoder_layers, rngs)
         self.final_layer_norm = LayerNorm(config.hidden_size) if config.norm_placement == "pre" else None
         self.config = config
 
@@ -124,8 +126,8 @@ class Decoder(nnx.Module):
             source["key"].dtype,
         )
         past_BL = jnp.arange(max_length) < length_B[:, None]
-        self_mask = jnp.concatenate([past_BL, real_B[:, None]], axis=1)[:, None, None, :]
-        cross_mask = source["real"][0][:, None, None, :]
+        self_mask = Mask(jnp.concatenate([past_BL, real_B[:, None]], axis=1))
+        cross_mask = Mask(source["real"][0])
 
         def apply_layer(
             layer: Layer, hidden_B1D: jax.Array, seen: tuple[KeysValues, KeysValues]

@@ -12,7 +12,7 @@ and so *is* two encoder layers, one on top of the other:
 
 Both are called alike, and are all that tells one decoder from the other.
 
-Legend: B batch, T target positions, S source positions, D hidden size, H heads.
+Legend: B batch, T target positions, S source positions, D hidden size.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from __future__ import annotations
 import jax
 from flax import nnx
 
-from deltalm_jax.model.attention import Attention, KeysValues
+from deltalm_jax.model.attention import Attend, Attention, KeysValues, Mask, attend_xla
 from deltalm_jax.model.config import ModelConfig
 from deltalm_jax.model.dropout import split_key
 from deltalm_jax.model.feed_forward import FeedForward
@@ -35,13 +35,13 @@ class InterleavedLayer(nnx.Module):
     `final_layer_norm` (microsoft/unilm deltalm/models/deltalm.py, `DeltaLMDecoderLayer`).
     """
 
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
-        self.self_attention = Attention(config, rngs=rngs)
+    def __init__(self, config: ModelConfig, *, attend: Attend = attend_xla, rngs: nnx.Rngs) -> None:
+        self.self_attention = Attention(config, attend=attend, rngs=rngs)
         self.self_attention_layer_norm = LayerNorm(config.hidden_size)
         self.bottom_feed_forward = FeedForward(config, rngs=rngs)
         self.bottom_feed_forward_layer_norm = LayerNorm(config.hidden_size)
 
-        self.cross_attention = Attention(config, rngs=rngs)
+        self.cross_attention = Attention(config, attend=attend, rngs=rngs)
         self.cross_attention_layer_norm = LayerNorm(config.hidden_size)
         self.top_feed_forward = FeedForward(config, rngs=rngs)
         self.top_feed_forward_layer_norm = LayerNorm(config.hidden_size)
@@ -51,8 +51,8 @@ class InterleavedLayer(nnx.Module):
         self,
         hidden_BTD: jax.Array,
         source: KeysValues,
-        self_mask: jax.Array,
-        cross_mask: jax.Array,
+        self_mask: Mask,
+        cross_mask: Mask,
         dropout_key: jax.Array | None = None,
         past: KeysValues | None = None,
     ) -> tuple[jax.Array, KeysValues]:
@@ -61,8 +61,8 @@ class InterleavedLayer(nnx.Module):
         Args:
           hidden_BTD: the residual stream.
           source: what `cross_attention.keys_values` makes of the encoder's output.
-          self_mask: bool, broadcast to [B, H, T, past + T]; True where self-attention may look.
-          cross_mask: bool, broadcast to [B, H, T, S]; True where cross-attention may look.
+          self_mask: where self-attention may look, over the past and then the T positions.
+          cross_mask: where cross-attention may look.
           dropout_key: None for no dropout.
           past: keys and values of self-attention at earlier positions; None if `hidden_BTD` starts at the first.
 
@@ -110,11 +110,11 @@ class InterleavedLayer(nnx.Module):
 class VanillaLayer(nnx.Module):
     """The usual decoder layer (arXiv 1706.03762), the paper's baseline: no feed-forward between the two attentions."""
 
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
-        self.self_attention = Attention(config, rngs=rngs)
+    def __init__(self, config: ModelConfig, *, attend: Attend = attend_xla, rngs: nnx.Rngs) -> None:
+        self.self_attention = Attention(config, attend=attend, rngs=rngs)
         self.self_attention_layer_norm = LayerNorm(config.hidden_size)
 
-        self.cross_attention = Attention(config, rngs=rngs)
+        self.cross_attention = Attention(config, attend=attend, rngs=rngs)
         self.cross_attention_layer_norm = LayerNorm(config.hidden_size)
         self.feed_forward = FeedForward(config, rngs=rngs)
         self.feed_forward_layer_norm = LayerNorm(config.hidden_size)
@@ -124,8 +124,8 @@ class VanillaLayer(nnx.Module):
         self,
         hidden_BTD: jax.Array,
         source: KeysValues,
-        self_mask: jax.Array,
-        cross_mask: jax.Array,
+        self_mask: Mask,
+        cross_mask: Mask,
         dropout_key: jax.Array | None = None,
         past: KeysValues | None = None,
     ) -> tuple[jax.Array, KeysValues]:

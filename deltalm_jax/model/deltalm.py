@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from deltalm_jax.model.attention import Attend, attend_xla
 from deltalm_jax.model.config import EOS_ID, PAD_ID, ModelConfig
 from deltalm_jax.model.decoder import Cache, Decoder
 from deltalm_jax.model.dropout import split_key
@@ -41,10 +42,10 @@ class LayerStates(NamedTuple):
 class DeltaLM(nnx.Module):
     """One token table, an encoder and a decoder. There is no output layer: logits are hidden · tableᵀ."""
 
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: ModelConfig, *, attend: Attend = attend_xla, rngs: nnx.Rngs) -> None:
         self.token_embedding = embedding_table(config.vocab_size, config.hidden_size, PAD_ID, rngs)
-        self.encoder = Encoder(config, rngs=rngs)
-        self.decoder = Decoder(config, rngs=rngs)
+        self.encoder = Encoder(config, attend=attend, rngs=rngs)
+        self.decoder = Decoder(config, attend=attend, rngs=rngs)
 
 
 def init_params(config: ModelConfig, key: jax.Array) -> Params:
@@ -63,6 +64,7 @@ def hidden_states(
     dropout_key: jax.Array | None = None,
     compute_dtype: jax.typing.DTypeLike = jnp.float32,
     gather: Gather | None = None,
+    attend: Attend = attend_xla,
 ) -> jax.Array:
     """The whole model short of its output layer.
 
@@ -76,6 +78,7 @@ def hidden_states(
       dropout_key: a jax key, or keys [B], one for each row; None for no dropout.
       compute_dtype: of activations and matrix products.
       gather: makes a layer's weights whole where each device keeps a part of them (see `layer.scan_layers`).
+      attend: what computes attention (see `kernels.py`).
 
     Returns:
       [B, T, D] in `compute_dtype`, to be multiplied with `params["token_embedding"]` [V, D].
@@ -84,7 +87,7 @@ def hidden_states(
       ValueError: a sequence is longer than `config.max_length`.
     """
     rows_BSD, rows_BTD = token_rows or (None, None)
-    shared: Any = {"dropout_key": dropout_key, "compute_dtype": compute_dtype, "gather": gather}
+    shared: Any = {"dropout_key": dropout_key, "compute_dtype": compute_dtype, "gather": gather, "attend": attend}
     encoded_BSD = apply_encoder(config, params, encoder_tokens_BS, token_BSD=rows_BSD, **shared)
     return apply_decoder(
         config, params, encoded_BSD, encoder_tokens_BS, decoder_input_tokens_BT, token_BTD=rows_BTD, **shared
@@ -100,12 +103,13 @@ def apply_encoder(
     dropout_key: jax.Array | None = None,
     compute_dtype: jax.typing.DTypeLike = jnp.float32,
     gather: Gather | None = None,
+    attend: Attend = attend_xla,
 ) -> jax.Array:
     """The encoder alone; arguments as for `hidden_states`. Returns [B, S, D] in `compute_dtype`."""
     encoder_key, _ = split_key(dropout_key, 2)
     if token_BSD is None:
         token_BSD = look_up(params["token_embedding"], encoder_tokens_BS)
-    return _merge(config, params).encoder(
+    return _merge(config, params, attend).encoder(
         token_BSD, encoder_tokens_BS, dropout_key=encoder_key, compute_dtype=compute_dtype, gather=gather
     )[0]
 
@@ -121,12 +125,13 @@ def apply_decoder(
     dropout_key: jax.Array | None = None,
     compute_dtype: jax.typing.DTypeLike = jnp.float32,
     gather: Gather | None = None,
+    attend: Attend = attend_xla,
 ) -> jax.Array:
     """The decoder alone, given the encoder's output and input ids (for their padding). Returns as `hidden_states`."""
     _, decoder_key = split_key(dropout_key, 2)
     if token_BTD is None:
         token_BTD = look_up(params["token_embedding"], decoder_input_tokens_BT)
-    return _merge(config, params).decoder(
+    return _merge(config, params, attend).decoder(
         token_BTD,
         encoded_BSD,
         encoder_tokens_BS,
@@ -254,7 +259,7 @@ def shift_right(targets_BT: jax.Array) -> jax.Array:
     return jnp.concatenate([start_B1, targets_BT[:, :-1]], axis=1)
 
 
-def _merge(config: ModelConfig, params: Params) -> DeltaLM:
+def _merge(config: ModelConfig, params: Params, attend: Attend = attend_xla) -> DeltaLM:
     """Parameters as a module. Made anew while tracing; nothing is computed for it."""
-    blank = nnx.eval_shape(lambda: DeltaLM(config, rngs=nnx.Rngs(params=0)))
+    blank = nnx.eval_shape(lambda: DeltaLM(config, attend=attend, rngs=nnx.Rngs(params=0)))
     return nnx.merge(nnx.graphdef(blank), params)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from deltalm_jax.model.attention import Attention, padding_mask
+from deltalm_jax.model.attention import Attend, Attention, Mask, attend_xla, padding_mask
 from deltalm_jax.model.config import PAD_ID, PADDING_POSITION, ModelConfig
 from deltalm_jax.model.dropout import layer_keys, split_key
 from deltalm_jax.model.embedding import embed, embedding_table, position_rows
@@ -18,15 +20,15 @@ from deltalm_jax.model.linear import LayerNorm
 class EncoderLayer(nnx.Module):
     """Self-attention and a feed-forward network."""
 
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
-        self.self_attention = Attention(config, rngs=rngs)
+    def __init__(self, config: ModelConfig, *, attend: Attend = attend_xla, rngs: nnx.Rngs) -> None:
+        self.self_attention = Attention(config, attend=attend, rngs=rngs)
         self.self_attention_layer_norm = LayerNorm(config.hidden_size)
         self.feed_forward = FeedForward(config, rngs=rngs)
         self.feed_forward_layer_norm = LayerNorm(config.hidden_size)
         self.config = config
 
-    def __call__(self, hidden_BSD: jax.Array, mask: jax.Array, dropout_key: jax.Array | None = None) -> jax.Array:
-        """[B, S, D] -> [B, S, D]; `mask` (bool, broadcast to [B, H, S, S]) says who may look at whom."""
+    def __call__(self, hidden_BSD: jax.Array, mask: Mask, dropout_key: jax.Array | None = None) -> jax.Array:
+        """[B, S, D] -> [B, S, D]; `mask` says where attention may look."""
         keys = split_key(dropout_key, 4)
         hidden_BSD, _ = self_attention_sublayer(
             self.config, self.self_attention, self.self_attention_layer_norm, hidden_BSD, mask, keys[:2]
@@ -37,10 +39,10 @@ class EncoderLayer(nnx.Module):
 class Encoder(nnx.Module):
     """Embeddings and a stack of `EncoderLayer`s."""
 
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: ModelConfig, *, attend: Attend = attend_xla, rngs: nnx.Rngs) -> None:
         self.position_embedding = embedding_table(config.num_positions, config.hidden_size, PADDING_POSITION, rngs)
         self.embedding_layer_norm = LayerNorm(config.hidden_size) if config.embedding_layer_norm else None
-        self.layers = stack_layers(EncoderLayer, config, config.num_encoder_layers, rngs)
+        self.layers = stack_layers(partial(EncoderLayer, attend=attend), config, config.num_encoder_layers, rngs)
         self.final_layer_norm = LayerNorm(config.hidden_size) if config.norm_placement == "pre" else None
         self.config = config
 

@@ -1,6 +1,6 @@
 """What layers are made of, three kinds of sub-layer around a residual stream, and the loop over a stack of layers.
 
-Legend: B batch, T positions, S positions attended to, D hidden size, H heads, N layers.
+Legend: B batch, T positions, S positions attended to, D hidden size, N layers.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from deltalm_jax.model.attention import Attention, KeysValues
+from deltalm_jax.model.attention import Attention, KeysValues, Mask
 from deltalm_jax.model.config import ModelConfig
 from deltalm_jax.model.dropout import dropout
 from deltalm_jax.model.feed_forward import FeedForward
+from deltalm_jax.model.kernels import SPLASH_OUTPUT
 from deltalm_jax.model.linear import LayerNorm
 
 _SUBLAYER_OUTPUT = "sublayer_output"
@@ -30,7 +31,9 @@ _REMAT_POLICIES: dict[str, Callable[..., Any]] = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "sublayer_outputs": jax.checkpoint_policies.save_only_these_names(_SUBLAYER_OUTPUT),
     "dots_with_no_batch_dims_saveable": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "dots_saveable": jax.checkpoint_policies.dots_saveable,
+    "dots_saveable": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_saveable, jax.checkpoint_policies.save_only_these_names(SPLASH_OUTPUT)
+    ),
 }
 
 
@@ -39,7 +42,7 @@ def self_attention_sublayer(
     attention: Attention,
     layer_norm: LayerNorm,
     hidden_BTD: jax.Array,
-    mask: jax.Array,
+    mask: Mask,
     dropout_keys: Sequence[jax.Array | None],
     past: KeysValues | None = None,
 ) -> tuple[jax.Array, KeysValues]:
@@ -49,8 +52,8 @@ def self_attention_sublayer(
       config: for the place of the LayerNorm and the dropout rate.
       attention, layer_norm: the weights.
       hidden_BTD: the residual stream.
-      mask: bool, broadcast to [B, H, T, S], where the S positions are those of the past and then the T of `hidden_BTD`;
-        True where attention may look.
+      mask: where attention may look; its S positions are those of the past and then the T of `hidden_BTD`. Not causal if
+        there is a past.
       dropout_keys: two, for the attention weights and for the output; Nones for no dropout.
       past: None if there is none.
 
@@ -71,7 +74,7 @@ def cross_attention_sublayer(
     layer_norm: LayerNorm,
     hidden_BTD: jax.Array,
     source: KeysValues,
-    mask: jax.Array,
+    mask: Mask,
     dropout_keys: Sequence[jax.Array | None],
 ) -> jax.Array:
     """Positions attend to the source, whose keys and values are those of `attention`. The rest as for self-attention."""

@@ -27,6 +27,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from deltalm_jax.model.attention import Attend, KeysValues, Mask
 from deltalm_jax.parallel.mesh import DATA_AXES, MeshError
 
 BATCH_AXES = ("slice", *DATA_AXES, "fsdp")
@@ -249,6 +250,28 @@ def _axes(spec: P, wanted: tuple[str, ...]) -> list[tuple[int, str]]:
 
 def _in_layers(path: tuple[Any, ...]) -> bool:
     return "layers" in path_name(path).split("/")
+
+
+def map_over_heads(attend: Attend, mesh: Mesh) -> Attend:
+    """Inside `by_shard`: attention run by each device of `tensor` on its own heads; the partitioner cannot split a kernel.
+
+    Where `tensor` does not divide the heads, each of its devices computes them all.
+    """
+    if mesh.shape["tensor"] == 1:
+        return attend
+
+    def attend_by_head(query_BTHK: jax.Array, seen: KeysValues, mask: Mask) -> jax.Array:
+        by_head = P(None, None, "tensor" if query_BTHK.shape[2] % mesh.shape["tensor"] == 0 else None, None)
+        return jax.shard_map(
+            lambda query_BTHK, seen, real_BS: attend(query_BTHK, seen, mask._replace(real_BS=real_BS)),
+            mesh=None if split_axes(mesh) else mesh,  # None: the mesh of the `shard_map` around this one
+            in_specs=(by_head, by_head, P()),
+            out_specs=by_head,
+            axis_names={"tensor"},
+            check_vma=False,
+        )(query_BTHK, seen, mask.real_BS)
+
+    return attend_by_head
 
 
 def check_batch(batch_sizes: dict[str, int], mesh: Mesh, accumulation_steps: int = 1) -> None:

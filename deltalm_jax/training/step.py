@@ -33,10 +33,12 @@ import optax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from deltalm_jax.model.attention import Attend
 from deltalm_jax.model.config import PAD_ID, ModelConfig
 from deltalm_jax.model.deltalm import Params, TokenRows, hidden_states, init_params, shift_right
 from deltalm_jax.model.dropout import row_keys
 from deltalm_jax.model.embedding import look_up
+from deltalm_jax.model.kernels import KERNELS, resolve_attention
 from deltalm_jax.parallel.sharding import (
     BATCH_AXES,
     batch_sharding,
@@ -44,6 +46,7 @@ from deltalm_jax.parallel.sharding import (
     gather_layer,
     gather_parameters,
     global_rows,
+    map_over_heads,
     parameter_specs,
     path_name,
     reduce_gradients,
@@ -118,6 +121,16 @@ def dropout_keys(seed: int, step: jax.Array, group: int, rows_B: jax.Array) -> j
     return row_keys(key, rows_B)
 
 
+def attention_on(mesh: Mesh, model: ModelConfig, compute_dtype: str) -> Attend:
+    """What computes attention on a mesh (see `resolve_attention`).
+
+    Raises:
+      AttentionError: `model.attention` cannot be had there.
+    """
+    name = resolve_attention(model, mesh.devices.flat[0], compute_dtype).name
+    return KERNELS[name] if name == "xla" else map_over_heads(KERNELS[name], mesh)
+
+
 def make_train_step(
     model: ModelConfig,
     optimizer: OptimizerConfig,
@@ -141,8 +154,10 @@ def make_train_step(
     `batch_digest` (uint32 [2]).
 
     Raises:
+      AttentionError: `model.attention` cannot be had on these devices.
       OptimizerError: a pattern of the optimizer's fits no parameter.
     """
+    attend = attention_on(mesh, model, compute_dtype)
     transformation = make_optimizer(optimizer)
     abstract = abstract_state(model, optimizer, mesh)
     learning_rate_factors(optimizer, abstract["params"])
@@ -166,6 +181,7 @@ def make_train_step(
                 dropout_key=dropout_keys(seed, *key, arrays["row"]),
                 compute_dtype=compute_dtype,
                 gather=gather,
+                attend=attend,
             )
 
         rows = look_up(table_VD, ids[0]), look_up(table_VD, ids[1])
@@ -294,11 +310,13 @@ def make_eval_step(
     specs = parameter_specs(jax.eval_shape(lambda: init_params(model, jax.random.key(0))), mesh)
     gather = gather_layer if mesh.shape["fsdp"] > 1 else None
 
+    attend = attention_on(mesh, model, compute_dtype)
+
     def eval_step(params: Params, arrays: Any) -> Metrics:
         params = gather_parameters(_for_products(params, compute_dtype), specs)
         decoder_input_BT, targets_BT = decoder_arrays(arrays["targets"], decoder_start)
         hidden_BTD = hidden_states(
-            model, params, arrays["inputs"], decoder_input_BT, compute_dtype=compute_dtype, gather=gather
+            model, params, arrays["inputs"], decoder_input_BT, compute_dtype=compute_dtype, gather=gather, attend=attend
         )
         nll_BT = token_nll(hidden_BTD, params["token_embedding"], targets_BT, loss, model.vocab_size)
         real_BT = targets_BT != PAD_ID

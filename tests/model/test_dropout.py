@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from deltalm_jax.model.attention import Mask
 from deltalm_jax.model.config import ModelConfig
 from deltalm_jax.model.decoder_layer import InterleavedLayer, VanillaLayer
 from deltalm_jax.model.deltalm import hidden_states
@@ -100,7 +101,7 @@ def sublayers_alone(
     rates = {"dropout_rate": 0.0} | rates
     graph, state = nnx.split(layer_class(dataclasses.replace(config, norm_placement="pre", **rates), rngs=nnx.Rngs(0)))
     hidden = jax.random.normal(jax.random.key(1), (8, 30, config.hidden_size))
-    everyone = jnp.ones((1, 1, 1, 30), bool)
+    everyone = Mask(jnp.ones((8, 30), bool))
 
     @jax.jit
     def added(state, key):

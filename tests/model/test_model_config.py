@@ -10,6 +10,7 @@ import pytest
 
 from deltalm_jax.fields import is_operational
 from deltalm_jax.model.config import (
+    ATTENTIONS,
     DECODERS,
     EOS_ID,
     PAD_ID,
@@ -110,6 +111,7 @@ def test_large_has_no_embedding_layer_norm_and_post_norm_no_final_one():
         ("activation_dropout_rate", float("nan"), ValueError),
         ("norm_placement", "sandwich", ValueError),
         ("compute_dtype", "float16", ValueError),
+        ("attention", "flash", ValueError),
     ],
 )
 def test_a_mistake_is_named(field: str, value: object, error: type[Exception]):
@@ -117,7 +119,9 @@ def test_a_mistake_is_named(field: str, value: object, error: type[Exception]):
         dataclasses.replace(PRESETS["base"], **{field: value})
 
 
-@pytest.mark.parametrize(("field", "choices"), [("remat", REMAT_POLICIES), ("decoder", DECODERS)])
+@pytest.mark.parametrize(
+    ("field", "choices"), [("remat", REMAT_POLICIES), ("decoder", DECODERS), ("attention", ATTENTIONS)]
+)
 def test_an_unknown_name_lists_the_known_ones(field: str, choices: tuple[str, ...]):
     with pytest.raises(ValueError, match=", ".join(f"'{choice}'" for choice in choices)):
         ModelConfig(**{field: "nothing"})
@@ -156,7 +160,7 @@ def test_compute_dtype(chosen: str, platform: str, expected: str):
 
 def test_only_how_it_is_computed_may_change_on_resume():
     operational = {field.name for field in dataclasses.fields(ModelConfig) if is_operational(field)}
-    assert operational == {"remat", "scan_layers"}
+    assert operational == {"remat", "scan_layers", "attention"}
 
 
 def test_ids_are_the_vocabularys():

@@ -177,4 +177,4 @@ def test_identity_holds_what_a_resume_must_not_change():
 def test_every_field_of_the_model_is_identity_but_how_it_is_computed():
     identity = load(["pretrain_tiny.gin"]).identity()
     free = {f"ModelConfig.{f.name}" for f in dataclasses.fields(ModelConfig)} - identity.keys()
-    assert free == {"ModelConfig.remat", "ModelConfig.scan_layers"}
+    assert free == {"ModelConfig.remat", "ModelConfig.scan_layers", "ModelConfig.attention"}
