@@ -13,12 +13,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from deltalm_jax.model.config import PAD_ID, ModelConfig
-from deltalm_jax.model.dropout import dropout
 from deltalm_jax.model.linear import Linear
-
-# Finite, where fairseq has -inf: a row of padding alone then attends evenly instead of giving 0/0, and its gradient is
-# finite. exp(-1e9) is 0 in float32, so rows with at least one real key are not affected.
-MASKED_SCORE = -1e9
+from deltalm_jax.model.plain_attention import plain_attention
 
 
 def padding_mask(tokens_BS: jax.Array) -> jax.Array:
@@ -77,10 +73,7 @@ class Attention(nnx.Module):
         query_BTHK = self._split_heads(self.query(hidden_BTD))
         query_BTHK *= query_BTHK.shape[-1] ** -0.5  # After the bias, which is scaled with it.
 
-        scores_BHTS = jnp.einsum("BTHK,BSHK->BHTS", query_BTHK, seen.key_BSHK, preferred_element_type=jnp.float32)
-        weights_BHTS = jax.nn.softmax(jnp.where(mask, scores_BHTS, MASKED_SCORE), axis=-1)
-        weights_BHTS = dropout(weights_BHTS, self.dropout_rate, dropout_key).astype(seen.value_BSHK.dtype)
-        mixed_BTHK = jnp.einsum("BHTS,BSHK->BTHK", weights_BHTS, seen.value_BSHK)
+        mixed_BTHK = plain_attention(query_BTHK, seen.key_BSHK, seen.value_BSHK, mask, self.dropout_rate, dropout_key)
         return self.output(mixed_BTHK.reshape(hidden_BTD.shape))
 
     def _split_heads(self, projected_BTD: jax.Array) -> jax.Array:
