@@ -37,7 +37,8 @@ def test_attention_and_its_gradients(rate: float):
         return result, *backward(cotangent)
 
     for found, expected in zip(jax.jit(lambda: both(plain_attention))(), both(by_the_formula), strict=True):
-        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=2e-5)
+        # Gradients of scores are differences, whose rounding is that of what is subtracted.
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(6, 3), (3, 6), (4, 4)])
@@ -48,8 +49,9 @@ def test_the_sum_of_outer_products_whichever_is_longer(rows: int, columns: int):
     np.testing.assert_allclose(jax.jit(sum_of_outer_products)(left, right), expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 3e-7), ("bfloat16", 0.01)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("bfloat16", 0.01)])
 def test_gelu_is_exact(dtype: str, tolerance: float):
+    """The tanh approximation is up to 5e-4 off."""
     values = jnp.linspace(-6, 6, 301).astype(dtype)
     expected = [x * 0.5 * math.erfc(-x / math.sqrt(2)) for x in np.asarray(values, np.float64)]
     assert gelu(values).dtype == dtype
