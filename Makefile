@@ -8,7 +8,7 @@ BIN = $(VENV)/bin
 # Each by name: pdoc leaves out the modules of a package that says what it exports. Those that need torch are left out.
 MODULES = $(subst /,.,$(patsubst %.py,%,$(patsubst %/__init__.py,%,$(sort $(shell find deltalm_jax tasks -name '*.py' -not -path 'tasks/sample/*' -not -name '*_deltalm.py')))))
 
-.PHONY: help setup pretrain test test-torch test-slow lint docs verify clean
+.PHONY: help setup pretrain test test-torch test-slow lint docs verify bench clean
 
 help:
 	@echo "make pretrain    set up, then pretrain a tiny DeltaLM on the shipped sample (again: goes on where it stopped)"
@@ -18,6 +18,7 @@ help:
 	@echo "make lint        ruff, mypy and shellcheck"
 	@echo "make docs        reference of all modules, from their docstrings, into build/docs"
 	@echo "make verify      print each claim of the README beside what this machine measures"
+	@echo "make bench       the training step's speed at two sizes (beside PyTorch where it is installed)"
 	@echo "make clean       remove the environment and caches (not runs, not prepared data)"
 
 $(VENV)/.base: setup.cfg pyproject.toml constraints.txt
@@ -64,6 +65,10 @@ docs: $(VENV)/.development
 
 verify: $(VENV)/.development
 	@$(BIN)/python -m benchmarks.verify
+
+bench: $(VENV)/.development
+	@$(BIN)/python -m benchmarks.train_step --json
+	@$(BIN)/python -m benchmarks.train_step --json --d_model 384 --d_ff 1536 --num_heads 12 --num_encoder_layers 12 --num_decoder_layers 6 --vocab_size 250112 --batch_size 2
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

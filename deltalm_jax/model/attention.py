@@ -14,12 +14,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from deltalm_jax.model.config import PAD_ID, ModelConfig
-from deltalm_jax.model.dropout import dropout
 from deltalm_jax.model.linear import Linear
-
-# Finite, where fairseq has -inf: a row of padding alone then attends evenly instead of giving 0/0, and its gradient is
-# finite. exp(-1e9) is 0 in float32, so rows with at least one real key are not affected.
-MASKED_SCORE = -1e9
+from deltalm_jax.model.plain_attention import plain_attention
 
 
 class Mask(NamedTuple):
@@ -68,10 +64,7 @@ def attend_xla(
     if mask.causal:
         length = query_BTHK.shape[1]
         mask_BHTS = mask_BHTS & jnp.tril(jnp.ones((length, length), bool))
-    scores_BHTS = jnp.einsum("BTHK,BSHK->BHTS", query_BTHK, seen.key_BSHK, preferred_element_type=jnp.float32)
-    weights_BHTS = jax.nn.softmax(jnp.where(mask_BHTS, scores_BHTS, MASKED_SCORE), axis=-1)
-    weights_BHTS = dropout(weights_BHTS, dropout_rate, dropout_key).astype(seen.value_BSHK.dtype)
-    return jnp.einsum("BHTS,BSHK->BTHK", weights_BHTS, seen.value_BSHK)
+    return plain_attention(query_BTHK, seen.key_BSHK, seen.value_BSHK, mask_BHTS, dropout_rate, dropout_key)
 
 
 class Attention(nnx.Module):

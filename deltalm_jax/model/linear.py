@@ -32,8 +32,42 @@ class Linear(nnx.Module):
         # The leading axes are folded into one: XLA on a CPU makes the backward pass of a 3-d product up to 1.8 times
         # slower than that of the same product in 2-d. Elsewhere it makes no difference.
         inputs_NI = inputs.reshape(-1, inputs.shape[-1])
-        outputs_NO = inputs_NI @ self.kernel.astype(inputs.dtype) + self.bias.astype(inputs.dtype)
+        outputs_NO = _product(inputs_NI, self.kernel.astype(inputs.dtype)) + self.bias.astype(inputs.dtype)
         return outputs_NO.reshape(*inputs.shape[:-1], -1)
+
+
+@jax.custom_vjp
+def _product(inputs_NI: jax.Array, kernel_IO: jax.Array) -> jax.Array:
+    """`inputs_NI @ kernel_IO`, whose gradient by the kernel is made by `sum_of_outer_products`."""
+    return inputs_NI @ kernel_IO
+
+
+def _product_backward(kept, d_outputs_NO):
+    inputs_NI, kernel_IO = kept
+    return d_outputs_NO @ kernel_IO.T, sum_of_outer_products(inputs_NI, d_outputs_NO)
+
+
+_product.defvjp(lambda inputs_NI, kernel_IO: (inputs_NI @ kernel_IO, (inputs_NI, kernel_IO)), _product_backward)
+
+
+def sum_of_outer_products(
+    left_NI: jax.Array, right_NO: jax.Array, dtype: jax.typing.DTypeLike | None = None
+) -> jax.Array:
+    """Σ_N left ⊗ right: what the gradient of a matrix is. [I, O], in `dtype` (by default that of the arguments).
+
+    XLA on a CPU takes up to 1.7 times longer where O is the shorter of the two. The product is then made as [O, I] and
+    turned round; the barrier keeps XLA from turning it back. Elsewhere the order makes no difference.
+    """
+
+    def as_is(left_NI: jax.Array, right_NO: jax.Array) -> jax.Array:
+        return jnp.einsum("NI,NO->IO", left_NI, right_NO, preferred_element_type=dtype)
+
+    def turned(left_NI: jax.Array, right_NO: jax.Array) -> jax.Array:
+        return jax.lax.optimization_barrier(as_is(right_NO, left_NI)).T
+
+    if left_NI.shape[1] <= right_NO.shape[1]:
+        return as_is(left_NI, right_NO)
+    return jax.lax.platform_dependent(left_NI, right_NO, cpu=turned, default=as_is)
 
 
 class LayerNorm(nnx.Module):

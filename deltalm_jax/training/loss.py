@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 
 from deltalm_jax.fields import check_types, operational
+from deltalm_jax.model.linear import sum_of_outer_products
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,7 +176,7 @@ def vocabulary_loss_and_gradients(
         d_logits_NV = _d_logits(config, vocab_size, logits_NV, targets_N, lse_N) * (scale * weights_N)[:, None]
         d_logits_NV = d_logits_NV.astype(hidden_BTD.dtype)
         d_hidden_ND = jnp.einsum("NV,VD->ND", d_logits_NV, rows_VD, preferred_element_type=jnp.float32)
-        d_table_VD += jnp.einsum("NV,ND->VD", d_logits_NV, hidden_ND, preferred_element_type=jnp.float32)
+        d_table_VD += sum_of_outer_products(d_logits_NV, hidden_ND, jnp.float32)
         sums = loss + jnp.sum(loss_N * weights_N), nll + jnp.sum(nll_N * weights_N)
         return (*sums, d_table_VD), d_hidden_ND.astype(hidden_BTD.dtype).reshape(hidden_BCD.shape)
 
