@@ -146,9 +146,10 @@ def by_shard(function: Callable[..., Any], mesh: Mesh, in_specs: Any, out_specs:
       mesh: the mesh.
       in_specs, out_specs: splits of arguments and results, as for `jax.shard_map`; mentions of `tensor` are left out.
     """
-    axes = set(split_axes(mesh))
-    if not axes:
+    if not split_axes(mesh):
         return function
+    # Axes of one device are taken along: a TPU kernel runs only where no axis is left to the partitioner.
+    axes = {axis for axis in mesh.axis_names if axis != "tensor" or mesh.shape[axis] == 1}
 
     def manual(spec: P) -> P:
         kept = ([a for a in ((entry,) if isinstance(entry, str) else entry or ()) if a in axes] for entry in spec)

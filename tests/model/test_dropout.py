@@ -75,10 +75,9 @@ def test_the_mean_of_embeddings_is_kept(small_config, small_params):
         jax.vmap(
             lambda key: embed(
                 small_config,
-                small_params["token_embedding"],
+                small_params["token_embedding"][TOKENS],
                 side["position_embedding"],
                 None,
-                jnp.asarray(TOKENS),
                 position_rows(jnp.asarray(TOKENS)),
                 key,
                 "float32",

@@ -124,8 +124,12 @@ def test_only_a_scanned_stack_is_a_loop(small_config, small_params, loop: bool, 
     for function, loops in ((loss, 2), (jax.grad(loss), 4)):
         text = jax.jit(function).lower(small_params).as_text()
         assert text.count("stablehlo.while") == (loops if loop else 0)
-    # Without a barrier, an unrolled program's forward pass would be merged with its recomputation.
-    assert ("optimization_barrier" in text) == (remat != "none" and not loop)
+    # Without a barrier, an unrolled program's forward pass would be merged with its recomputation. Tall weight gradients have
+    # barriers of their own (`sum_of_outer_products`).
+    kept = dataclasses.replace(config, remat="none")
+    plain = jax.jit(jax.grad(lambda params: jnp.sum(hidden_states(kept, params, SOURCE, DECODER_INPUT)[..., 3])))
+    more = text.count("optimization_barrier") - plain.lower(small_params).as_text().count("optimization_barrier")
+    assert (more > 0) == (remat != "none" and not loop)
 
 
 def test_remat_policies_keep_and_recompute_what_they_say(small_config, small_params):

@@ -13,7 +13,7 @@ import pytest
 
 from deltalm_jax.model.config import NORM_PLACEMENTS, PAD_ID
 from deltalm_jax.model.deltalm import init_params, layer_states
-from deltalm_jax.parallel.sharding import RULES, parameter_spec, path_name
+from deltalm_jax.parallel.sharding import RULES, path_name, rule_for
 from tests.model.conftest import random_params
 
 SOURCE = np.array([[2, 11, 12, 13, 3, 0, 0], [2, 14, 15, 16, 17, 18, 3], [0, 0, 0, 2, 19, 20, 3]])
@@ -91,7 +91,7 @@ def test_parameters_are_named_as_the_sharding_table_knows_them(small_config):
     params = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
     names = ("self_attention", "cross_attention", "feed_forward")
     assert set(params["decoder"]["layers"]) == {*names, *(f"{name}_layer_norm" for name in names)}
-    specs = {path_name(p): parameter_spec(path_name(p), x.ndim) for p, x in jax.tree_util.tree_leaves_with_path(params)}
+    specs = {path_name(p): rule_for(path_name(p)) for p, _ in jax.tree_util.tree_leaves_with_path(params)}
     for name, spec in specs.items():
         twin = name.replace("decoder", "encoder").replace("cross_attention", "self_attention")
         assert spec == specs[twin], "split as the encoder's like"

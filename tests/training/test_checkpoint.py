@@ -17,7 +17,7 @@ from deltalm_jax.training.checkpoint import CheckpointError, Checkpoints
 
 
 def make_state(mesh, value: float = 1.0):
-    split, whole = NamedSharding(mesh, P("data")), NamedSharding(mesh, P())
+    split, whole = NamedSharding(mesh, P("data_x")), NamedSharding(mesh, P())
     return {
         "params": {"kernel": jax.device_put(value * jnp.arange(64.0).reshape(16, 4), split)},
         "optimizer": [jax.device_put(jnp.full(8, value), whole)],
