@@ -187,7 +187,7 @@ class TrainConfig:
       eval_batches: validation batches of each objective at most.
       log_every: steps between lines of progress where there is no terminal. `metrics.jsonl` has every step.
       accumulation_steps: microbatches that the batch is worked off in, for less memory; loss and update are the same
-        (to rounding; dropout draws other masks). Each batch size must divide by this times the devices that share it.
+        (to rounding). Each batch size must divide by this times the devices that share it.
       tensorboard: whether the numbers of `metrics.jsonl` also go to RUN_DIR/tensorboard.
       compilation_cache: whether compiled steps are kept in the run directory, so that a restart is quick.
     """

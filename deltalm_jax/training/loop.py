@@ -13,6 +13,7 @@ from deltalm_jax.data.chunks import PreparedData
 from deltalm_jax.data.prefetch import Prefetcher
 from deltalm_jax.data.stream import Stream
 from deltalm_jax.model.config import resolve_compute_dtype
+from deltalm_jax.model.kernels import resolve_attention
 from deltalm_jax.parallel.mesh import make_mesh
 from deltalm_jax.parallel.sharding import check_batch, process_rows, put_batch
 from deltalm_jax.training.checkpoint import Checkpoints, newest_checkpoint
@@ -95,7 +96,8 @@ def train(
     )  # fmt: skip
     reporter.say(
         f"{'resuming at' if start else 'starting from'} step {start:,} of {stop:,} on {len(devices)} "
-        f"{devices[0].platform} device(s), {jax.process_count()} process(es), {compute_dtype}; {run_dir}"
+        f"{devices[0].platform} device(s), {jax.process_count()} process(es), {compute_dtype}, "
+        f"attention {resolve_attention(config.model, devices[0], compute_dtype)}; {run_dir}"
     )
     reporter.say(epochs_line(stream.epochs(options.steps), options.steps))
     if speed.reason:
