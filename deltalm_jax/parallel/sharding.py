@@ -30,6 +30,10 @@ from jax.sharding import PartitionSpec as P
 from deltalm_jax.model.attention import Attend, KeysValues, Mask
 from deltalm_jax.parallel.mesh import DATA_AXES, MeshError
 
+# Bytes of float32 that are summed and split at a time. Of more, libtpu 0.0.42 sums all on every device and then cuts it, at
+# twice the traffic: a device's part no longer fits into on-chip memory.
+_LARGEST_SCATTER = 100e6
+
 BATCH_AXES = ("slice", *DATA_AXES, "fsdp")
 
 # Parameter path (a regular expression, matched at the end) → split of its dimensions, the last one last: leading
@@ -234,10 +238,12 @@ def reduce_gradients(gradients: Any, specs: Any, mesh: Mesh) -> Any:
 
 
 def _sum_and_split(values: jax.Array, axis: str, dimension: int) -> jax.Array:
-    # Along the first dimension, whose parts TPUs lay out apart whatever their size: of one that is cut inside its tiles,
-    # libtpu would sum everything on every device.
-    leading = jnp.moveaxis(values, dimension, 0)
-    return jnp.moveaxis(jax.lax.psum_scatter(leading, axis, scatter_dimension=0, tiled=True), 0, dimension)
+    pieces = math.ceil(values.size * values.dtype.itemsize / _LARGEST_SCATTER)
+    along = max((i for i in range(values.ndim) if i != dimension), key=lambda i: values.shape[i])
+    parts = jnp.array_split(values, min(pieces, values.shape[along]), axis=along)
+    return jnp.concatenate(
+        [jax.lax.psum_scatter(part, axis, scatter_dimension=dimension, tiled=True) for part in parts], axis=along
+    )
 
 
 def _axes(spec: P, wanted: tuple[str, ...]) -> list[tuple[int, str]]:
