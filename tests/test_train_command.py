@@ -185,7 +185,7 @@ def test_a_batch_that_does_not_divide_over_the_devices(tmp_path, toy, capsys):
     sizes = "DataConfig.objective_batch_sizes={'span_corruption': 8, 'translation_span_corruption': 12}"
     message = fails(capsys, *toy_arguments(tmp_path, toy, sizes))
     assert (
-        "objective_batch_sizes['translation_span_corruption'] is 12, which does not divide over data × fsdp = 8"
+        "objective_batch_sizes['translation_span_corruption'] is 12, which does not divide over slices × data × fsdp = 8"
         in message
     )
 

@@ -151,7 +151,7 @@ def test_profile_steps_that_make_no_sense_are_refused(capsys):
 @pytest.mark.parametrize(
     ("binding", "message"),
     [
-        ("TrainConfig.accumulation_steps=3", "does not divide over data × fsdp = 8 devices × 3 microbatches"),
+        ("TrainConfig.accumulation_steps=3", "does not divide over slices × data × fsdp = 8 devices × 3 microbatches"),
         ("OptimizerConfig.learning_rate_factors={'encodr': 0.1}", "'encodr' is found in no parameter's path"),
         ("LossConfig.objective_weights={'masked_lm': 2.0}", "names masked_lm, but the objectives are span_corruption"),
         (
