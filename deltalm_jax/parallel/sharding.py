@@ -156,7 +156,7 @@ def by_shard(function: Callable[..., Any], mesh: Mesh, in_specs: Any, out_specs:
     axes = {axis for axis in mesh.axis_names if axis != "tensor" or mesh.shape[axis] == 1}
 
     def manual(spec: P) -> P:
-        kept = ([a for a in ((entry,) if isinstance(entry, str) else entry or ()) if a in axes] for entry in spec)
+        kept = ([axis for axis in _entry_axes(entry) if axis in axes] for entry in spec)
         return P(*(tuple(entry) or None for entry in kept))
 
     in_specs, out_specs = jax.tree.map(manual, (in_specs, out_specs), is_leaf=lambda x: isinstance(x, P))
@@ -185,7 +185,7 @@ def gather_parameters(params: Any, specs: Any) -> Any:
     """Inside `by_shard`: parameters whole again, but for `tensor`, and for layers' split over `fsdp` (`gather_layer`)."""
 
     def gather(path: tuple[Any, ...], shard: jax.Array, spec: P) -> jax.Array:
-        for dimension, axis in _axes(spec, DATA_AXES if _in_layers(path) else (*DATA_AXES, "fsdp")):
+        for dimension, axis in split_dimensions(spec, DATA_AXES if in_layers(path) else (*DATA_AXES, "fsdp")):
             shard = jax.lax.all_gather(shard, axis, axis=dimension, tiled=True)
         return shard
 
@@ -228,9 +228,9 @@ def reduce_gradients(gradients: Any, specs: Any, mesh: Mesh) -> Any:
 
     def reduce(path: tuple[Any, ...], gradient: jax.Array, spec: P) -> jax.Array:
         remaining = list(split_axes(mesh))
-        for dimension, axis in reversed(_axes(spec, (*DATA_AXES, "fsdp"))):
+        for dimension, axis in reversed(split_dimensions(spec, (*DATA_AXES, "fsdp"))):
             remaining.remove(axis)
-            if not (axis == "fsdp" and _in_layers(path)):  # that was summed where the layer was gathered
+            if not (axis == "fsdp" and in_layers(path)):  # that was summed where the layer was gathered
                 gradient = _sum_and_split(gradient, axis, dimension)
         return jax.lax.psum(gradient, tuple(remaining)) if remaining else gradient
 
@@ -246,16 +246,23 @@ def _sum_and_split(values: jax.Array, axis: str, dimension: int) -> jax.Array:
     )
 
 
-def _axes(spec: P, wanted: tuple[str, ...]) -> list[tuple[int, str]]:
+def split_dimensions(spec: P, wanted: tuple[str, ...]) -> list[tuple[int, str]]:
     """(dimension, axis) of the wanted axes, in the order to gather in: of a dimension split twice the inner split first."""
-    found = []
-    for dimension, entry in enumerate(spec):
-        axes = (entry,) if isinstance(entry, str) else entry or ()
-        found += [(dimension, axis) for axis in reversed(axes) if axis in wanted]
-    return found
+    return [
+        (dimension, axis)
+        for dimension, entry in enumerate(spec)
+        for axis in reversed(_entry_axes(entry))
+        if axis in wanted
+    ]
 
 
-def _in_layers(path: tuple[Any, ...]) -> bool:
+def _entry_axes(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """The axes that a dimension is split over, the outer first."""
+    return (entry,) if isinstance(entry, str) else entry or ()
+
+
+def in_layers(path: tuple[Any, ...]) -> bool:
+    """Whether a parameter is one of stacked layers, which are gathered over `fsdp` one by one."""
     return "layers" in path_name(path).split("/")
 
 

@@ -11,10 +11,12 @@ import os
 import re
 from collections.abc import Mapping
 from types import MappingProxyType
-
-import jax
+from typing import TYPE_CHECKING
 
 from deltalm_jax.errors import UserError
+
+if TYPE_CHECKING:
+    import jax
 
 GIB = 2**30
 

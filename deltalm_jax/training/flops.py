@@ -20,6 +20,7 @@ import re
 from collections.abc import Mapping
 
 from deltalm_jax.model.config import ModelConfig
+from deltalm_jax.parallel.topology import GENERATIONS
 
 # Peak of dense bfloat16 products, operations a second, of what jax calls one device; by the first words of its name. Makers'
 # data sheets (without sparsity). TPU v2, v3 and 7x show each chip as two devices.
@@ -27,13 +28,13 @@ _PEAK_BFLOAT16 = {
     "TPU v2": 22.5e12,
     "TPU v3": 61.5e12,
     "TPU v4 lite": 138e12,
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5": 459e12,
-    "TPU v5p": 459e12,
-    "TPU v6 lite": 918e12,
-    "TPU v6e": 918e12,
+    "TPU v4": GENERATIONS["v4"].flops,
+    "TPU v5 lite": GENERATIONS["v5e"].flops,
+    "TPU v5e": GENERATIONS["v5e"].flops,
+    "TPU v5": GENERATIONS["v5p"].flops,
+    "TPU v5p": GENERATIONS["v5p"].flops,
+    "TPU v6 lite": GENERATIONS["v6e"].flops,
+    "TPU v6e": GENERATIONS["v6e"].flops,
     "TPU7x": 1153.5e12,
     "NVIDIA A100": 312e12,
     "NVIDIA H100 PCIe": 756e12,

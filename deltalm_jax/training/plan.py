@@ -21,11 +21,11 @@ from jax.sharding import Mesh
 from deltalm_jax.model.kernels import resolve_attention
 from deltalm_jax.parallel.mesh import AXES, DATA_AXES, make_mesh, mesh_sizes
 from deltalm_jax.parallel.program import Collective, read_program
-from deltalm_jax.parallel.sharding import check_batch, parameter_specs, path_name
+from deltalm_jax.parallel.sharding import check_batch, in_layers, parameter_specs, split_dimensions
 from deltalm_jax.parallel.topology import Topology, parse_topology
 from deltalm_jax.training.config import Config
 from deltalm_jax.training.flops import flops_per_step
-from deltalm_jax.training.step import abstract_state, make_train_step
+from deltalm_jax.training.step import abstract_state, for_products, make_train_step
 
 COMPUTE_DTYPE = "bfloat16"  # as "auto" has it on a TPU
 
@@ -195,14 +195,14 @@ def least_bytes(params: Any, mesh: Mesh, passes: int) -> float:
     """
     data, slices, fsdp = math.prod(mesh.shape[a] for a in DATA_AXES), mesh.shape["slice"], mesh.shape["fsdp"]
     specs = jax.tree.leaves(parameter_specs(params, mesh))
+    cast = jax.eval_shape(lambda params: for_products(params, COMPUTE_DTYPE), params)
     total = 0.0
-    for (path, leaf), spec in zip(jax.tree_util.tree_leaves_with_path(params), specs, strict=True):
-        axes: set[str] = {axis for entry in spec if entry for axis in ([entry] if isinstance(entry, str) else entry)}
+    for (path, leaf), spec in zip(jax.tree_util.tree_leaves_with_path(cast), specs, strict=True):
+        axes = {axis for _, axis in split_dimensions(spec, AXES)}
         size = math.prod(leaf.shape) / (mesh.shape["tensor"] if "tensor" in axes else 1)
-        gathered = 2 if path_name(path).endswith(("kernel", "token_embedding")) else 4
+        gathered = leaf.dtype.itemsize
         if "fsdp" in axes:
-            in_layers = "layers" in path_name(path).split("/")
-            total += size * (fsdp - 1) / fsdp * (passes * (2 * gathered + 4) if in_layers else gathered + 4)
+            total += size * (fsdp - 1) / fsdp * (passes * (2 * gathered + 4) if in_layers(path) else gathered + 4)
             size /= fsdp
         if axes & set(DATA_AXES):
             total += size * (data - 1) / data * (gathered + 4)

@@ -201,7 +201,7 @@ def make_train_step(
 
     def local_gradients(params: Params, batch: Any, step: jax.Array, scale: jax.Array) -> tuple[Params, Metrics]:
         """Gradients of scale * loss, each device's part of them; by group the sums of loss and likelihood."""
-        params = gather_parameters(_for_products(params, compute_dtype), specs)
+        params = gather_parameters(for_products(params, compute_dtype), specs)
         batch = {
             group: {name: _padded(ids_BX, mesh) for name, ids_BX in arrays.items()}
             | {"row": global_rows(len(arrays["inputs"]), mesh)}
@@ -306,14 +306,12 @@ def make_eval_step(
       A function giving, whole on every device and for each row, float32 [B] `nll`, `tokens` over all targets, and
       `text_nll`, `text_tokens` over those that are not sentinels.
     """
-
     specs = parameter_specs(jax.eval_shape(lambda: init_params(model, jax.random.key(0))), mesh)
     gather = gather_layer if mesh.shape["fsdp"] > 1 else None
-
     attend = attention_on(mesh, model, compute_dtype)
 
     def eval_step(params: Params, arrays: Any) -> Metrics:
-        params = gather_parameters(_for_products(params, compute_dtype), specs)
+        params = gather_parameters(for_products(params, compute_dtype), specs)
         decoder_input_BT, targets_BT = decoder_arrays(arrays["targets"], decoder_start)
         hidden_BTD = hidden_states(
             model, params, arrays["inputs"], decoder_input_BT, compute_dtype=compute_dtype, gather=gather, attend=attend
@@ -335,7 +333,7 @@ def make_eval_step(
     )
 
 
-def _for_products(params: Params, compute_dtype: str) -> Params:
+def for_products(params: Params, compute_dtype: str) -> Params:
     """Parameters with those that enter matrix products, almost all of them, in the dtype of these.
 
     Cast before they are gathered, they are half the traffic. The token table is looked up in the same dtype.

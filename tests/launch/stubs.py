@@ -129,3 +129,9 @@ class Stubs:
         """Empties the notes."""
         for name in ("calls", "trainings"):
             (self.folder / name).unlink(missing_ok=True)
+
+
+def ok(done: subprocess.CompletedProcess[str]) -> subprocess.CompletedProcess[str]:
+    """The finished script, which must have succeeded."""
+    assert done.returncode == 0, done.stderr
+    return done

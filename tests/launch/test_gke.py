@@ -8,7 +8,7 @@ import shlex
 
 import pytest
 
-from tests.launch.stubs import DIFFICULT, Stubs
+from tests.launch.stubs import DIFFICULT, Stubs, ok
 
 # Of a pod's command, Kubernetes replaces $(NAME) of variables that there are, and $$ by $.
 KUBECTL = """
@@ -72,11 +72,6 @@ def stubs(tmp_path):
     stubs.add("kubectl", KUBECTL)
     yield stubs
     (stubs.folder / "exit_code").write_text("0")  # ends what still runs
-
-
-def ok(done):
-    assert done.returncode == 0, done.stderr
-    return done
 
 
 def verbs(stubs):

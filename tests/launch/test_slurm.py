@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from tests.launch.stubs import DIFFICULT, Stubs
+from tests.launch.stubs import DIFFICULT, Stubs, ok
 
 # sbatch runs a copy of the script: nothing lies beside it.
 SBATCH = """
@@ -81,11 +81,6 @@ def stubs(tmp_path):
     (stubs.folder / "requeue_allowed").touch()
     yield stubs
     (stubs.folder / "exit_code").write_text("0")  # ends what still runs
-
-
-def ok(done):
-    assert done.returncode == 0, done.stderr
-    return done
 
 
 def commands(stubs):

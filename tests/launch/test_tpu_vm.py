@@ -7,7 +7,7 @@ import shlex
 
 import pytest
 
-from tests.launch.stubs import DIFFICULT, Stubs
+from tests.launch.stubs import DIFFICULT, Stubs, ok
 
 # States are played from the file `states`: each look takes one off, and the last one stays.
 GCLOUD = """
@@ -71,11 +71,6 @@ def play(stubs, *states, after_create=None):
     (stubs.folder / "states").write_text(json.dumps(states))
     if after_create:
         (stubs.folder / "after_create").write_text(json.dumps(after_create))
-
-
-def ok(done):
-    assert done.returncode == 0, done.stderr
-    return done
 
 
 def verbs(stubs):
