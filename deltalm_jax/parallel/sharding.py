@@ -24,6 +24,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -231,16 +232,21 @@ def reduce_gradients(gradients: Any, specs: Any, mesh: Mesh) -> Any:
         for dimension, axis in reversed(split_dimensions(spec, (*DATA_AXES, "fsdp"))):
             remaining.remove(axis)
             if not (axis == "fsdp" and in_layers(path)):  # that was summed where the layer was gathered
-                gradient = _sum_and_split(gradient, axis, dimension)
+                gradient = _sum_and_split(gradient, axis, dimension, mesh)
         return jax.lax.psum(gradient, tuple(remaining)) if remaining else gradient
 
     return jax.tree_util.tree_map_with_path(reduce, gradients, specs)
 
 
-def _sum_and_split(values: jax.Array, axis: str, dimension: int) -> jax.Array:
+def _sum_and_split(values: jax.Array, axis: str, dimension: int, mesh: Mesh) -> jax.Array:
     pieces = math.ceil(values.size * values.dtype.itemsize / _LARGEST_SCATTER)
-    along = max((i for i in range(values.ndim) if i != dimension), key=lambda i: values.shape[i])
+    others = [i for i in range(values.ndim) if i != dimension]
+    along = max(others, key=lambda i: values.shape[i])
     parts = jnp.array_split(values, min(pieces, values.shape[along]), axis=along)
+    if mesh.devices.flat[0].platform == "tpu":
+        # Cut in tiles' second dimension (of 8), not in their last (of 128), which makes libtpu sum all as well.
+        outer = [*(i for i in others if i != others[-1]), dimension, others[-1]]
+        parts = [with_layout_constraint(part, Layout(major_to_minor=outer)) for part in parts]
     return jnp.concatenate(
         [jax.lax.psum_scatter(part, axis, scatter_dimension=dimension, tiled=True) for part in parts], axis=along
     )
