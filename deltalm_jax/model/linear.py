@@ -79,8 +79,38 @@ class LayerNorm(nnx.Module):
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """[..., D] -> [..., D], same dtype."""
-        values = inputs.astype(jnp.float32)
-        centred = values - values.mean(axis=-1, keepdims=True)
-        variance = jnp.square(centred).mean(axis=-1, keepdims=True)
-        normalised = centred * jax.lax.rsqrt(variance + LAYER_NORM_EPSILON)
-        return (normalised * self.scale[...] + self.bias[...]).astype(inputs.dtype)
+        return _layer_norm(inputs, self.scale[...], self.bias[...])
+
+
+# The gradient is written out so that of each row no more is kept for it than the row itself, its mean and its deviation,
+# where jax would keep three float32 arrays of the whole shape.
+
+
+@jax.custom_vjp
+def _layer_norm(inputs: jax.Array, scale_D: jax.Array, bias_D: jax.Array) -> jax.Array:
+    return _layer_norm_forward(inputs, scale_D, bias_D)[0]
+
+
+def _layer_norm_forward(inputs, scale_D, bias_D):
+    values = inputs.astype(jnp.float32)
+    mean = values.mean(axis=-1, keepdims=True)
+    variance = jnp.square(values - mean).mean(axis=-1, keepdims=True)
+    inverse = jax.lax.rsqrt(variance + LAYER_NORM_EPSILON)
+    outputs = ((values - mean) * inverse * scale_D + bias_D).astype(inputs.dtype)
+    return outputs, (inputs, mean, inverse, scale_D)
+
+
+def _layer_norm_backward(kept, d_outputs):
+    inputs, mean, inverse, scale_D = kept
+    normalised = (inputs.astype(jnp.float32) - mean) * inverse
+    d_outputs = d_outputs.astype(jnp.float32)
+    d_normalised = d_outputs * scale_D
+    # What would change the mean or the deviation of the row is taken out of its gradient.
+    along_mean = d_normalised.mean(axis=-1, keepdims=True)
+    along_row = (d_normalised * normalised).mean(axis=-1, keepdims=True)
+    d_inputs = (inverse * (d_normalised - along_mean - normalised * along_row)).astype(inputs.dtype)
+    rows = tuple(range(inputs.ndim - 1))
+    return d_inputs, jnp.sum(d_outputs * normalised, axis=rows), jnp.sum(d_outputs, axis=rows)
+
+
+_layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)

@@ -108,13 +108,27 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
         )
     by_slice = [[d for d in devices if getattr(d, "slice_index", 0) == number] for number in slices]
     shape = (*_rings(data, by_slice[0]), config.fsdp, config.tensor)
-    arrays = [mesh_utils.create_device_mesh(shape, part, allow_split_physical_axes=True) for part in by_slice]
+    arrays = [_along_wires(shape, part) for part in by_slice]
     return Mesh(np.stack(arrays), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _along_wires(shape: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarray:
+    if _cores(devices) == 1:
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    # A compiler's v4 has a device for each core, which `mesh_utils` refuses: the two of a chip are neighbours along x.
+    places = sorted(devices, key=lambda device: (device.coords[0], device.core_on_chip, *device.coords[1:]))
+    return np.array(places).reshape(shape)
+
+
+def _cores(devices: Sequence[jax.Device]) -> int:
+    """Devices of one chip."""
+    return 1 + max(getattr(device, "core_on_chip", 0) for device in devices)
 
 
 def _rings(data: int, devices: Sequence[jax.Device]) -> tuple[int, ...]:
     """`data` as a product of up to three dimensions of the devices' torus, if it is one; else (data, 1, 1)."""
     torus = [1 + max(device.coords[i] for device in devices) for i in range(3)]
+    torus[0] *= _cores(devices)
     for count in range(3, 0, -1):
         for sizes in itertools.combinations([size for size in torus if size > 1], count):
             if math.prod(sizes) == data:

@@ -19,6 +19,9 @@ _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)
 # What moves nothing by itself, or is counted where it is called.
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "iota"}
 
+# By name: whether it is where the program begins, and its lines.
+Computations = dict[str, tuple[bool, list[str]]]
+
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
@@ -74,17 +77,16 @@ def read_program(text: str) -> Program:
             shapes[own] = shape
             if operation in _FREE or operation.endswith("-done"):
                 continue
-            operands = re.findall(r"%([\w.\-]+)", rest.partition(")")[0])
-            memory += times * sum(_memory_bytes(s, trips) for s in (shape, *(shapes.get(o, "") for o in operands)))
+            operands = [shapes.get(o, "") for o in re.findall(r"%([\w.\-]+)", rest.partition(")")[0])]
+            memory += times * _moved(line, computations, operation, shape, operands, trips)
             for inner in _collective_lines(line, computations):
                 if (found := _collective(inner, times)) is not None:
                     collectives.append(found)
     return Program(tuple(collectives), memory)
 
 
-def _computations(text: str) -> dict[str, tuple[bool, list[str]]]:
-    """{name: (is it the entry, its lines)}."""
-    found: dict[str, tuple[bool, list[str]]] = {}
+def _computations(text: str) -> Computations:
+    found: Computations = {}
     lines: list[str] = []
     for line in text.splitlines():
         if match := re.match(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$", line):
@@ -95,22 +97,31 @@ def _computations(text: str) -> dict[str, tuple[bool, list[str]]]:
     return found
 
 
-def _executed(computations: dict[str, tuple[bool, list[str]]], entry: str) -> Iterator[tuple[str, int, int]]:
+def _executed(computations: Computations, entry: str) -> Iterator[tuple[str, int, int]]:
     """(computation, how often it runs, turns of the loop it is the body of) of all that is not fused."""
     waiting = [(entry, 1, 1)]
     while waiting:
         name, times, trips = waiting.pop()
         yield name, times, trips
         for line in computations[name][1]:
-            if match := re.search(r"\bwhile\(.*body=%?([\w.\-]+)", line):
-                count = re.search(r'known_trip_count":\{"n":"(\d+)"', line)
-                turns = int(count[1]) if count else 1
-                waiting.append((match[1], times * turns, turns))
+            if match := re.search(r"\bwhile\(.*condition=%?([\w.\-]+), body=%?([\w.\-]+)", line):
+                turns = _turns(line, computations.get(match[1], (False, []))[1])
+                waiting.append((match[2], times * turns, turns))
             elif match := re.search(r" call\(.*to_apply=%?([\w.\-]+)", line):
                 waiting.append((match[1], times, trips))
 
 
-def _collective_lines(line: str, computations: dict[str, tuple[bool, list[str]]]) -> list[str]:
+def _turns(line: str, condition: list[str]) -> int:
+    """How often a loop turns: XLA on a CPU notes it, libtpu leaves "counter < constant" as the condition."""
+    if noted := re.search(r'known_trip_count":\{"n":"(\d+)"', line):
+        return int(noted[1])
+    bounds = [match[1] for other in condition if (match := re.search(r"s32\[\]\S* constant\((\d+)\)", other))]
+    if len(bounds) != 1 or not any("direction=LT" in other for other in condition):
+        raise ValueError(f"cannot tell how often this loop of a compiled program turns: {line.strip()[:200]}")
+    return int(bounds[0])
+
+
+def _collective_lines(line: str, computations: Computations) -> list[str]:
     """Lines with a collective that this instruction is, or begins: libtpu puts some into fusions.
 
     One that runs beside several others appears in the fusion with each of these; it is begun in one.
@@ -162,6 +173,31 @@ def _group(line: str) -> tuple[int, ...]:
         wanted = re.findall(r"'([^']+)'", match[2])
         return tuple(ids[tuple(slice(None) if name in wanted else 0 for name in axes)].ravel().tolist())
     return ()
+
+
+def _moved(line: str, computations: Computations, operation: str, shape: str, operands: list[str], trips: int) -> float:
+    """Bytes that an instruction reads from and writes to memory."""
+    if "AllocateBuffer" in line:
+        return 0.0
+    if operation in ("copy-start", "slice-start"):
+        # ((what is read), what is written, …): of a part as many bytes are read as written
+        arrays = list(_ARRAY.finditer(shape))[:2]
+        size = min(_array_bytes(array) for array in arrays)
+        return sum(size for array in arrays if array[3] is None)
+    within = re.search(r"\bfusion\(.*calls=%?([\w.\-]+)", line)
+    inner = [line, *computations[within[1]][1]] if within and within[1] in computations else [line]
+    if any(" scatter(" in other for other in inner):  # in place: it touches as many rows as it is given
+        given = sum(_memory_bytes(operand, trips) for operand in operands if _sizes(operand) != _sizes(shape))
+        return 3 * given
+    read = [_memory_bytes(operand, trips) for operand in operands]
+    if any(" gather(" in other for other in inner):  # of what is looked up in, as many rows as come out
+        out = sum(_array_bytes(array) for array in _ARRAY.finditer(shape))
+        read = [min(size, out) for size in read]
+    return _memory_bytes(shape, trips) + sum(read)
+
+
+def _sizes(shape: str) -> list[str]:
+    return [array[2] for array in _ARRAY.finditer(shape)]
 
 
 def _array_bytes(array: re.Match[str]) -> int:

@@ -245,7 +245,7 @@ def _sum_and_split(values: jax.Array, axis: str, dimension: int, mesh: Mesh) -> 
     parts = jnp.array_split(values, min(pieces, values.shape[along]), axis=along)
     if mesh.devices.flat[0].platform == "tpu":
         # Cut in tiles' second dimension (of 8), not in their last (of 128), which makes libtpu sum all as well.
-        outer = [*(i for i in others if i != others[-1]), dimension, others[-1]]
+        outer = (*others[:-1], dimension, others[-1])
         parts = [with_layout_constraint(part, Layout(major_to_minor=outer)) for part in parts]
     return jnp.concatenate(
         [jax.lax.psum_scatter(part, axis, scatter_dimension=dimension, tiled=True) for part in parts], axis=along

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import inspect
 import json
 import math
 import pathlib
@@ -36,7 +37,7 @@ def plan(config: Config, topology_name: str, cache: pathlib.Path | None = None) 
     Args:
       config: the run's configuration; its mesh is taken as it is.
       topology_name: see `parallel.topology`.
-      cache: folder of earlier results, by program and versions; None for none.
+      cache: folder of earlier results, by program, versions and how they are read; None for none.
 
     Returns:
       JSON-able:
@@ -75,8 +76,9 @@ def plan(config: Config, topology_name: str, cache: pathlib.Path | None = None) 
     }
     with jax.set_mesh(mesh):
         lowered = step.lower(state, batch)
+    reading = pathlib.Path(inspect.getfile(read_program)).read_text(encoding="utf-8")
     key = hashlib.sha256(
-        "\n".join([topology_name, jax.__version__, _libtpu_version(), lowered.as_text()]).encode()
+        "\n".join([topology_name, jax.__version__, _libtpu_version(), reading, lowered.as_text()]).encode()
     ).hexdigest()
     file = None if cache is None else cache / f"{key}.json"
     if file is not None and file.exists():

@@ -61,6 +61,60 @@ def test_a_turn_of_a_loop_reads_its_own_row_of_a_stack():
     assert read_program(TPU_TEXT).memory_bytes == fusions + rows
 
 
+# libtpu notes no trip count; what it looks up and adds is in place; "-start" has both ends in its shape.
+TPU_LOOP = """
+%condition (t: (s32[], f32[6,4])) -> pred[] {
+  %turns = s32[]{:T(128)} constant(6)
+  %t = (s32[]{:T(128)}, f32[6,4]{1,0}) parameter(0)
+  %counter = s32[]{:T(128)} get-tuple-element(%t), index=0
+  ROOT %lt = pred[] compare(%counter, %turns), direction=LT
+}
+
+%body (t: (s32[], f32[6,4])) -> (s32[], f32[6,4]) {
+  %t = (s32[]{:T(128)}, f32[6,4]{1,0}) parameter(0)
+  %stack = f32[6,4]{1,0} get-tuple-element(%t), index=1
+  %all-reduce.1 = f32[4]{0:S(1)} all-reduce(%stack), replica_groups={{0,1}}, to_apply=%add
+  ROOT %out = (s32[]{:T(128)}, f32[6,4]{1,0}) tuple(%stack, %stack)
+}
+
+%adding (p: f32[100,8], i: s32[3], u: f32[3,8]) -> f32[100,8] {
+  ROOT %scatter.1 = f32[100,8]{1,0} scatter(%p, %i, %u), to_apply=%add
+}
+
+%looking (p: f32[100,8], i: s32[3]) -> f32[3,8] {
+  ROOT %gather.1 = f32[3,8]{1,0} gather(%p, %i), offset_dims={1}
+}
+
+ENTRY %main (t: (s32[], f32[6,4]), p: f32[100,8], i: s32[3], u: f32[3,8]) -> f32[] {
+  %t = (s32[]{:T(128)}, f32[6,4]{1,0}) parameter(0)
+  %p = f32[100,8]{1,0} parameter(1)
+  %i = s32[3]{0} parameter(2)
+  %u = f32[3,8]{1,0} parameter(3)
+  %w = (s32[]{:T(128)}, f32[6,4]{1,0}) while(%t), condition=%condition, body=%body
+  %room = f32[100,8]{1,0} custom-call(), custom_call_target="AllocateBuffer"
+  %part = ((f32[100,8]{1,0}), f32[10,8]{1,0:S(1)}, s32[]{:S(2)}) slice-start(%p), slice={[0:10], [0:8]}
+  %came = f32[10,8]{1,0:S(1)} slice-done(%part)
+  %added = f32[100,8]{1,0} fusion(%p, %i, %u), kind=kCustom, calls=%adding
+  ROOT %found = f32[3,8]{1,0} fusion(%added, %i), kind=kCustom, calls=%looking
+}
+"""
+
+
+def test_loops_and_rows_as_libtpu_writes_them():
+    program = read_program(TPU_LOOP)
+    (reduce,) = program.collectives
+    assert (reduce.kind, reduce.times) == ("all-reduce", 6)
+    rows = 3 * 8 * 4
+    loop = 6 * 16  # each turn its own row
+    part = 10 * 8 * 4
+    assert program.memory_bytes == loop + part + 3 * (rows + 12) + (rows + rows + 12)
+
+
+def test_a_loop_of_unknown_length_is_refused():
+    with pytest.raises(ValueError, match="cannot tell how often this loop .* turns: %w"):
+        read_program(TPU_LOOP.replace("direction=LT", "direction=NE"))
+
+
 @pytest.mark.parametrize("kind", ["all-reduce", "all-gather", "reduce-scatter"])
 def test_a_collective_that_xla_compiled_here(kind: str):
     mesh = make_mesh(MeshConfig(data=4, tensor=2))
