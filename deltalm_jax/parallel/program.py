@@ -16,6 +16,8 @@ _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, 
 _ARRAY = re.compile(r"(\w+)\[([\d,]*)\](?:\{[^}]*?(S\(\d+\))?\})?")
 _KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
+# A fusion beside which a collective goes on that another one began.
+_GOES_ON = "async_collective_fusion"
 # What moves nothing by itself, or is counted where it is called.
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "iota"}
 
@@ -129,7 +131,7 @@ def _collective_lines(line: str, computations: Computations) -> list[str]:
     match = re.search(r"\b(?:fusion|async-start)\(.*calls=%?([\w.\-]+)", line)
     if match is None:
         return [line]
-    if match[1].startswith("async_collective_fusion"):
+    if match[1].startswith(_GOES_ON):
         return []
     return [inner for inner in computations.get(match[1], (False, []))[1] if _is_collective(inner)]
 
@@ -186,6 +188,10 @@ def _moved(line: str, computations: Computations, operation: str, shape: str, op
         return sum(size for array in arrays if array[3] is None)
     within = re.search(r"\bfusion\(.*calls=%?([\w.\-]+)", line)
     inner = [line, *computations[within[1]][1]] if within and within[1] in computations else [line]
+    if within and within[1].startswith(_GOES_ON):
+        # What is under way beside it is counted where it was begun.
+        under_way = _shapes_of_collectives(inner[1:])
+        shape, *operands = (_ARRAY.sub(lambda a: "" if a[2] in under_way else a[0], s) for s in (shape, *operands))
     if any(" scatter(" in other for other in inner):  # in place: it touches as many rows as it is given
         given = sum(_memory_bytes(operand, trips) for operand in operands if _sizes(operand) != _sizes(shape))
         return 3 * given
@@ -194,6 +200,21 @@ def _moved(line: str, computations: Computations, operation: str, shape: str, op
         out = sum(_array_bytes(array) for array in _ARRAY.finditer(shape))
         read = [min(size, out) for size in read]
     return _memory_bytes(shape, trips) + sum(read)
+
+
+def _shapes_of_collectives(lines: list[str]) -> set[str]:
+    """Dimensions, "16,8", of what collectives take and give."""
+    matches = [match for line in lines if (match := _INSTRUCTION.match(line))]
+    shapes = {match[1]: match[2] for match in matches}
+    found: set[str] = set()
+    for match in matches:
+        if match[3].removesuffix("-start") in _KINDS:
+            for shape in (
+                match[2],
+                *(shapes.get(o, "") for o in re.findall(r"%([\w.\-]+)", match[4].partition(")")[0])),
+            ):
+                found |= set(_sizes(shape))
+    return found
 
 
 def _sizes(shape: str) -> list[str]:

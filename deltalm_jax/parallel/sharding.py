@@ -33,7 +33,7 @@ from deltalm_jax.parallel.mesh import DATA_AXES, MeshError
 
 # Bytes of float32 that are summed and split at a time. Of more, libtpu 0.0.42 sums all on every device and then cuts it, at
 # twice the traffic: a device's part no longer fits into on-chip memory.
-_LARGEST_SCATTER = 100e6
+_LARGEST_SCATTER = 50e6
 
 BATCH_AXES = ("slice", *DATA_AXES, "fsdp")
 
