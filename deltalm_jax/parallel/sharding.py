@@ -31,9 +31,10 @@ from jax.sharding import PartitionSpec as P
 from deltalm_jax.model.attention import Attend, KeysValues, Mask
 from deltalm_jax.parallel.mesh import DATA_AXES, MeshError
 
-# Bytes of float32 that are summed and split at a time. Of more, libtpu 0.0.42 sums all on every device and then cuts it, at
-# twice the traffic: a device's part no longer fits into on-chip memory.
-_LARGEST_SCATTER = 50e6
+# libtpu 0.0.42 does not split every sum that it is asked to split: some it sums whole on every device and then cuts, at twice
+# the traffic. Those it does split are not too large (bytes), have a power of two of rows, and are laid out to be cut in the
+# second dimension of tiles. Found by compiling; `plan` shows what came of it.
+_LARGEST_SCATTER = 140e6
 
 BATCH_AXES = ("slice", *DATA_AXES, "fsdp")
 
@@ -239,17 +240,20 @@ def reduce_gradients(gradients: Any, specs: Any, mesh: Mesh) -> Any:
 
 
 def _sum_and_split(values: jax.Array, axis: str, dimension: int, mesh: Mesh) -> jax.Array:
-    pieces = math.ceil(values.size * values.dtype.itemsize / _LARGEST_SCATTER)
-    others = [i for i in range(values.ndim) if i != dimension]
-    along = max(others, key=lambda i: values.shape[i])
-    parts = jnp.array_split(values, min(pieces, values.shape[along]), axis=along)
-    if mesh.devices.flat[0].platform == "tpu":
-        # Cut in tiles' second dimension (of 8), not in their last (of 128), which makes libtpu sum all as well.
-        outer = (*others[:-1], dimension, others[-1])
-        parts = [with_layout_constraint(part, Layout(major_to_minor=outer)) for part in parts]
-    return jnp.concatenate(
-        [jax.lax.psum_scatter(part, axis, scatter_dimension=dimension, tiled=True) for part in parts], axis=along
-    )
+    if mesh.devices.flat[0].platform != "tpu":
+        return jax.lax.psum_scatter(values, axis, scatter_dimension=dimension, tiled=True)
+    along, *others = (i for i in range(values.ndim) if i != dimension)
+    length, row_bytes = values.shape[along], values.size // values.shape[along] * values.dtype.itemsize
+    rows = 2 ** max(0, math.floor(math.log2(_LARGEST_SCATTER / row_bytes)))
+    # Cut in the second dimension of tiles (of 8), not in the last (of 128).
+    *outer, last = along, *others
+    layout = Layout(major_to_minor=(*outer, dimension, last))
+    parts = jnp.split(values, list(range(rows, length, rows)), axis=along)
+    parts = [
+        jax.lax.psum_scatter(with_layout_constraint(part, layout), axis, scatter_dimension=dimension, tiled=True)
+        for part in parts
+    ]
+    return jnp.concatenate(parts, axis=along)
 
 
 def split_dimensions(spec: P, wanted: tuple[str, ...]) -> list[tuple[int, str]]:
