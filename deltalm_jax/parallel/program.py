@@ -141,9 +141,21 @@ def _is_collective(line: str) -> bool:
     return match is not None and match[3].removesuffix("-start") in _KINDS
 
 
+def _between_slices(line: str, times: int) -> Collective | None:
+    """A sum over slices: libtpu has each device hand its part to the host and take back the sum."""
+    match = re.search(r" = \((\w+\[[\d,]*\]).* send\(.*_xla_megascale_target=\"\{([\d,]+)\}x\{0:(\d+)\}\"", line)
+    if match is None:
+        return None
+    if 'transfer_type="ALL_REDUCE"' not in line:
+        raise ValueError(f"cannot tell what this transfer between slices carries: {line.strip()[:200]}")
+    (array,) = _ARRAY.finditer(match[1])
+    group = tuple(i * (int(match[3]) + 1) for i in range(len(match[2].split(","))))
+    return Collective("all-reduce", group, _array_bytes(array), times, match[1])
+
+
 def _collective(line: str, times: int) -> Collective | None:
     if not _is_collective(line):
-        return None
+        return _between_slices(line, times)
     match = _INSTRUCTION.match(line)
     assert match is not None
     kind = match[3].removesuffix("-start")

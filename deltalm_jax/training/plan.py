@@ -76,9 +76,9 @@ def plan(config: Config, topology_name: str, cache: pathlib.Path | None = None) 
     }
     with jax.set_mesh(mesh):
         lowered = step.lower(state, batch)
-    reading = pathlib.Path(inspect.getfile(read_program)).read_text(encoding="utf-8")
+    reading = [pathlib.Path(inspect.getfile(code)).read_text(encoding="utf-8") for code in (plan, read_program)]
     key = hashlib.sha256(
-        "\n".join([topology_name, jax.__version__, _libtpu_version(), reading, lowered.as_text()]).encode()
+        "\n".join([topology_name, jax.__version__, _libtpu_version(), *reading, lowered.as_text()]).encode()
     ).hexdigest()
     file = None if cache is None else cache / f"{key}.json"
     if file is not None and file.exists():
@@ -132,9 +132,8 @@ def _memory(analysis: Any, state: Any, mesh: Mesh, capacity: int) -> dict[str, A
     def held(tree: Any) -> int:
         return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
-    # What is put out stands where what went in stood (donated), but for the metrics.
-    total = analysis.argument_size_in_bytes + analysis.temp_size_in_bytes + analysis.generated_code_size_in_bytes
-    total += analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    # Not the sum of sizes: temporary memory that is needed at different times counts more than once in it.
+    total = analysis.peak_memory_in_bytes + analysis.generated_code_size_in_bytes
     parts = {"parameters": held(state["params"]), "optimizer": held(state["optimizer"])}
     if "ema" in state:
         parts["ema"] = held(state["ema"])

@@ -46,10 +46,19 @@ def outputs(processes, limit=240.0):
             process.kill()
 
 
-@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_batches_are_those_of_one_process(place, processes):
-    run_dir = place / f"with{processes}"
-    started = runs.run_processes(run_dir, place / "data", processes, *options(place), cache=place / "cache")
+@pytest.mark.parametrize(
+    ("processes", "devices", "more"),
+    [
+        (2, 1, ()),
+        pytest.param(2, 4, ("MeshConfig.fsdp=2",), marks=pytest.mark.slow),
+        pytest.param(4, 1, (), marks=pytest.mark.slow),
+    ],
+)
+def test_batches_and_losses_are_those_of_one_process(place, processes, devices, more):
+    run_dir = place / f"with{processes}times{devices}"
+    started = runs.run_processes(
+        run_dir, place / "data", processes, *options(place), *more, cache=place / "cache", devices=devices
+    )
     texts = outputs(started, 600.0)  # four processes on two cores take turns
     assert [p.returncode for p in started] == [0] * processes, "\n".join(texts)
     ours, alone = runs.metrics(run_dir), runs.metrics(place / "one")

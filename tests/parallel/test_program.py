@@ -110,6 +110,23 @@ def test_loops_and_rows_as_libtpu_writes_them():
     assert program.memory_bytes == loop + part + 3 * (rows + 12) + (rows + rows + 12)
 
 
+SLICES = """
+ENTRY %main (a: f32[6,4]) -> f32[6,4] {
+  %a = f32[6,4]{1,0} parameter(0)
+  %after-all = token[] after-all()
+  ROOT %send = (f32[6,4]{1,0:T(8,128)}, u32[], token[]) send(%a, %after-all), channel_id=3, is_host_transfer=true, \
+frontend_attributes={_xla_megascale_target="{1,2}x{0:63}",_xla_megascale_transfer_type="ALL_REDUCE"}
+}
+""".replace("\\\n", "")
+
+
+def test_sums_between_slices_as_libtpu_writes_them():
+    (found,) = read_program(SLICES).collectives
+    assert (found.kind, found.group, found.size, found.sent) == ("all-reduce", (0, 64), 96, 96)
+    with pytest.raises(ValueError, match="cannot tell what this transfer between slices carries"):
+        read_program(SLICES.replace("ALL_REDUCE", "ONE_TO_ONE"))
+
+
 def test_a_loop_of_unknown_length_is_refused():
     with pytest.raises(ValueError, match="cannot tell how often this loop .* turns: %w"):
         read_program(TPU_LOOP.replace("direction=LT", "direction=NE"))
