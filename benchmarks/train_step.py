@@ -5,7 +5,7 @@
 Ours is the step that training runs (`deltalm_jax.training.step`): dropout, blocked loss, clipping, Adam with weight decay, on
 full-length batches. PyTorch is `benchmarks/torch_peer.py`, eager, in float32 and with automatic mixed precision in
 bfloat16. Each runs in a process of its own with the same number of threads and the same allocator settings, and they take
-turns: a window of steps each, so that a busy machine is busy for all. `step_cpu_seconds` is what a step keeps all cores
+turns: a window of steps each, after one that is not timed, so that a busy machine is busy for all. `step_cpu_seconds` is what a step keeps all cores
 busy for together; other programs change it little.
 """
 
@@ -129,6 +129,7 @@ def work(flags: argparse.Namespace) -> None:
     gflops = 2e-9 * _MATMUL_SIZE**3 / min(product_seconds)
     print(json.dumps({"first_step_seconds": first, "matmul_gflops": gflops}), flush=True)
     for line in sys.stdin:
+        step()  # gets back the memory that the system took while others ran
         began, began_cpu = time.perf_counter(), time.process_time()
         for _ in range(int(line)):
             loss = step()

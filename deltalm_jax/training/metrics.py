@@ -8,6 +8,7 @@ import pathlib
 from typing import Any
 
 import tensorboardX
+from tensorboardX.proto.summary_pb2 import Summary
 
 from deltalm_jax.data.shards import write_atomically
 from deltalm_jax.training.flops import Throughput
@@ -94,9 +95,9 @@ class TensorBoardFile:
 
     def write(self, line: dict[str, Any]) -> None:
         """Writes one line; what is no number (digests, reasons) is left out."""
-        for name, value in line.items():
-            if isinstance(value, float):
-                self._writer.add_scalar(name, value, line["step"])
+        # All in one event: an `add_scalar` for each took a third of the loop's own time.
+        values = [Summary.Value(tag=name, simple_value=v) for name, v in line.items() if isinstance(v, float)]
+        self._writer.file_writer.add_summary(Summary(value=values), line["step"])
 
     def close(self) -> None:
         self._writer.close()
