@@ -8,12 +8,13 @@ BIN = $(VENV)/bin
 # Each by name: pdoc leaves out the modules of a package that says what it exports. Those that need torch are left out.
 MODULES = $(subst /,.,$(patsubst %.py,%,$(patsubst %/__init__.py,%,$(sort $(shell find deltalm_jax tasks -name '*.py' -not -path 'tasks/sample/*' -not -name '*_deltalm.py')))))
 
-.PHONY: help setup pretrain test test-torch test-slow lint docs verify bench clean
+.PHONY: help setup pretrain test test-torch test-tpu test-slow lint docs verify bench clean
 
 help:
 	@echo "make pretrain    set up, then pretrain a tiny DeltaLM on the shipped sample (again: goes on where it stopped)"
 	@echo "make test        set up, then run the tests"
 	@echo "make test-torch  installs torch too, then compares exported models and files with torch and transformers"
+	@echo "make test-tpu    installs libtpu too, then compiles for TPU pods (no TPU is needed)"
 	@echo "make test-slow   the tests and the longer soaks"
 	@echo "make lint        ruff, mypy and shellcheck"
 	@echo "make docs        reference of all modules, from their docstrings, into build/docs"
@@ -39,7 +40,7 @@ pretrain: $(VENV)/.base
 	@GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/python -m deltalm_jax.train --gin_file=pretrain_tiny.gin --run_dir=$(RUN_DIR)
 
 test: $(VENV)/.development
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not torch"
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not torch and not tpu"
 
 # torch stays out of the development environment: from PyPI it brings gigabytes of CUDA libraries along on Linux.
 $(VENV)/.torch: $(VENV)/.development
@@ -49,8 +50,15 @@ $(VENV)/.torch: $(VENV)/.development
 test-torch: $(VENV)/.torch
 	@$(BIN)/python -m pytest -m torch tests/weights
 
+$(VENV)/.tpu: $(VENV)/.development
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[tpu]'
+	@touch $@
+
+test-tpu: $(VENV)/.tpu
+	@$(BIN)/python -m pytest -m tpu tests/test_plan.py tests/parallel
+
 test-slow: $(VENV)/.development
-	@$(BIN)/python -m pytest -m "not torch"
+	@$(BIN)/python -m pytest -m "not torch and not tpu"
 
 lint: $(VENV)/.development
 	@$(BIN)/ruff check .

@@ -5,8 +5,8 @@
 Ours is the step that training runs (`deltalm_jax.training.step`): dropout, blocked loss, clipping, Adam with weight decay, on
 full-length batches. PyTorch is `benchmarks/torch_peer.py`, eager, in float32 and with automatic mixed precision in
 bfloat16. Each runs in a process of its own with the same number of threads and the same allocator settings, and they take
-turns: a window of steps each, after one that is not timed, so that a busy machine is busy for all. `step_cpu_seconds` is what a step keeps all cores
-busy for together; other programs change it little.
+turns: a window of steps each, after one that is not timed, so that a busy machine is busy for all. `step_cpu_seconds` is
+what a step keeps all cores busy for together; other programs change it little.
 """
 
 from __future__ import annotations

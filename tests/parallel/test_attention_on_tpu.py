@@ -24,6 +24,8 @@ from deltalm_jax.training.loss import LossConfig
 from deltalm_jax.training.optimizer import OptimizerConfig
 from deltalm_jax.training.step import abstract_state, make_train_step
 
+pytestmark = pytest.mark.tpu
+
 # Lengths that no other size equals, and that 128 does not divide: splash pads both to 384.
 INPUTS, TARGETS, ROWS = 300, 270, 4
 SCORES = rf"\[(?:\d+,)*(?:{INPUTS}|{TARGETS}|384),(?:{INPUTS}|{TARGETS}|384)\]"
@@ -33,7 +35,6 @@ SPLASH = {"splash_mha_fwd_segmented_residuals", "splash_mha_dkv_segmented_no_res
 @pytest.fixture(scope="module")
 def chips() -> list[Any]:
     """Four v5e chips that exist for the compiler alone."""
-    pytest.importorskip("libtpu", reason="compiling for a TPU needs the package libtpu")
     return parse_topology("v5e:2x2").devices()
 
 
