@@ -46,6 +46,7 @@ _SKIPPED = 5  # of the first steps: compiling, and what was made ahead meanwhile
 def measure(place: pathlib.Path, steps: int, step_seconds: float) -> dict[str, Any]:
     """Medians over the steps of a run whose step takes `step_seconds` (0: returns at once)."""
     leaves = 0
+    slept: list[float] = []  # a sleep lasts a little longer than it is asked to
 
     def make_train_step(*_: Any, **__: Any) -> Any:
         @jax.jit
@@ -60,8 +61,10 @@ def measure(place: pathlib.Path, steps: int, step_seconds: float) -> dict[str, A
         def step(state: Any, batch: Any) -> Any:
             nonlocal leaves
             leaves = leaves or len(jax.tree.leaves(state))
+            began = time.perf_counter()
             if step_seconds:
                 time.sleep(step_seconds)
+            slept.append(time.perf_counter() - began)
             return pass_on(state, batch)
 
         return step
@@ -74,7 +77,10 @@ def measure(place: pathlib.Path, steps: int, step_seconds: float) -> dict[str, A
     finally:
         loop.make_train_step = real
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()][_SKIPPED:]
-    own = [line["step_seconds"] * (1 - line["data_wait_fraction"]) - step_seconds for line in lines]
+    own = [
+        line["step_seconds"] * (1 - line["data_wait_fraction"]) - seconds
+        for line, seconds in zip(lines, slept[_SKIPPED:], strict=True)
+    ]
     return {
         "step_seconds": step_seconds,
         "arrays_of_the_state": leaves,

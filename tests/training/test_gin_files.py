@@ -41,17 +41,17 @@ def test_the_base_config_is_the_papers():
 
 
 @pytest.mark.parametrize(
-    ("file", "preset", "remat", "overrides"),
+    ("file", "preset", "overrides"),
     [
-        ("pretrain_tiny.gin", "tiny", "none", ["ModelConfig.max_length=512"]),
-        ("pretrain_small.gin", "small", "none", []),
-        ("pretrain_base.gin", "base", "full", []),
-        ("pretrain_large.gin", "large_from_xlmr", "full", []),
-        ("pretrain_large.gin", "large", "full", ["ModelConfig.embedding_layer_norm=False"]),
+        ("pretrain_tiny.gin", "tiny", ["ModelConfig.max_length=512"]),
+        ("pretrain_small.gin", "small", []),
+        ("pretrain_base.gin", "base", []),
+        ("pretrain_large.gin", "large_from_xlmr", []),
+        ("pretrain_large.gin", "large", ["ModelConfig.embedding_layer_norm=False"]),
     ],
 )
-def test_files_and_presets_agree(file: str, preset: str, remat: str, overrides: list[str]):
-    assert load([file], overrides).model == dataclasses.replace(PRESETS[preset], remat=remat)
+def test_files_and_presets_agree(file: str, preset: str, overrides: list[str]):
+    assert load([file], overrides).model == PRESETS[preset]
 
 
 def test_large_is_base_but_for_its_size_and_half_the_learning_rate():
