@@ -79,8 +79,7 @@ def read_program(text: str) -> Program:
             shapes[own] = shape
             if operation in _FREE or operation.endswith("-done"):
                 continue
-            operands = [shapes.get(o, "") for o in re.findall(r"%([\w.\-]+)", rest.partition(")")[0])]
-            memory += times * _moved(line, computations, operation, shape, operands, trips)
+            memory += times * _moved(line, computations, operation, shape, _operands(rest, shapes), trips)
             for inner in _collective_lines(line, computations):
                 if (found := _collective(inner, times)) is not None:
                     collectives.append(found)
@@ -221,12 +220,14 @@ def _shapes_of_collectives(lines: list[str]) -> set[str]:
     found: set[str] = set()
     for match in matches:
         if match[3].removesuffix("-start") in _KINDS:
-            for shape in (
-                match[2],
-                *(shapes.get(o, "") for o in re.findall(r"%([\w.\-]+)", match[4].partition(")")[0])),
-            ):
+            for shape in (match[2], *_operands(match[4], shapes)):
                 found |= set(_sizes(shape))
     return found
+
+
+def _operands(rest: str, shapes: dict[str, str]) -> list[str]:
+    """Shapes of an instruction's operands, of what stands behind its opening bracket and the shapes so far by name."""
+    return [shapes.get(name, "") for name in re.findall(r"%([\w.\-]+)", rest.partition(")")[0])]
 
 
 def _sizes(shape: str) -> list[str]:

@@ -117,7 +117,7 @@ ENTRY %main (a: f32[6,4]) -> f32[6,4] {
   ROOT %send = (f32[6,4]{1,0:T(8,128)}, u32[], token[]) send(%a, %after-all), channel_id=3, is_host_transfer=true, \
 frontend_attributes={_xla_megascale_target="{1,2}x{0:63}",_xla_megascale_transfer_type="ALL_REDUCE"}
 }
-""".replace("\\\n", "")
+"""
 
 
 def test_sums_between_slices_as_libtpu_writes_them():
