@@ -22,6 +22,7 @@ from jax.experimental import multihost_utils
 
 from deltalm_jax.data.shards import digest_file, sync, write_atomically
 from deltalm_jax.errors import UserError
+from deltalm_jax.fault_points import reached
 from deltalm_jax.parallel.sharding import path_name
 
 FORMAT = 1
@@ -149,6 +150,7 @@ class Checkpoints(SavedSteps):
           CheckpointError: the previous save had failed.
         """
         self.wait()
+        reached("save/begin", step)
         folder = self.directory / str(step)
         if jax.process_index() == 0 and folder.exists():  # unfinished, or damaged and passed over on resume
             self._remove(folder)
@@ -193,6 +195,7 @@ class Checkpoints(SavedSteps):
 
     def _commit(self, folder: pathlib.Path, record: dict[str, Any]) -> None:
         self._orbax.wait_until_finished()
+        reached("save/written", record["step"])
         if jax.process_index() != 0:
             return
         paths = sorted(p for p in (folder / "state").rglob("*") if p.is_file())
@@ -201,7 +204,9 @@ class Checkpoints(SavedSteps):
         record["files"] = {
             str(p.relative_to(folder)): {"bytes": p.stat().st_size, "xxh3": digest_file(p)} for p in paths
         }
+        reached("save/record", record["step"])
         write_atomically(folder / "record.json", json.dumps(record, indent=1))
+        reached("save/retire", record["step"])
         self._prune(record["step"])
 
     def _prune(self, newest: int) -> None:
@@ -219,6 +224,7 @@ class Checkpoints(SavedSteps):
         # Renamed first: a kill in the middle must not leave a half-deleted step under a name that counts.
         away = folder.with_name(f".deleting-{folder.name}-{os.getpid()}")
         folder.rename(away)
+        reached("save/delete", int(folder.name))
         shutil.rmtree(away)
 
 

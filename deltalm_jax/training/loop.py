@@ -12,6 +12,7 @@ import jax
 from deltalm_jax.data.chunks import PreparedData
 from deltalm_jax.data.prefetch import Prefetcher
 from deltalm_jax.data.stream import Stream
+from deltalm_jax.fault_points import reached
 from deltalm_jax.model.config import resolve_compute_dtype
 from deltalm_jax.model.kernels import resolve_attention
 from deltalm_jax.parallel.mesh import make_mesh
@@ -75,8 +76,10 @@ def train(
     evaluate = Evaluator(stream, eval_step, mesh, config.model.vocab_size, options.eval_batches)
 
     checkpoints = Checkpoints(run_dir / "checkpoints", options.keep_checkpoints, options.keep_checkpoint_every, print)
+    reached("start")
     record = newest_checkpoint(checkpoints)
     if record is not None:
+        reached("restore", record["step"])
         check_identity(record["about"]["identity"], about["identity"], run_dir)
         state = checkpoints.restore(record, abstract_state(config.model, config.optimizer, mesh))
         start, about["start"] = int(record["step"]), record["about"].get("start")
@@ -108,6 +111,7 @@ def train(
         reporter.say(f"WARNING: no trace is recorded: steps {profile_steps} do not all lie in {start + 1} to {stop}")
 
     def make_batch(index: int) -> Any:
+        reached("batch", index + 1)
         return put_batch(stream.batch(index, rows), batch_sizes, mesh)
 
     saved = start
@@ -131,11 +135,13 @@ def train(
             if text := profiler.after(step, metrics):
                 reporter.say(text)
             checkpoints.check()
+            reached("step", step)
 
             stopping = stop_request.at(step) or step == stop
             saving = stopping or step % options.checkpoint_every == 0
             evaluating = step == options.steps or _is_due(step, options.eval_every)
             if evaluating:
+                reached("evaluate", step)
                 epochs = {f"epochs/{task}": n for task, n in stream.epochs(step).items()}
                 evaluation = evaluate(state.get("ema", state["params"]))
                 reporter.flush(evaluation | epochs, by_group=step == options.steps)
@@ -146,6 +152,7 @@ def train(
             if evaluating or saving:
                 reporter.restart_clock()
             if stopping:
+                reached("close", step)
                 break
     reporter.say(_last_words(stop_request, start, saved, options.steps, run_dir))
     return stop_request.exit_code

@@ -13,6 +13,7 @@ from deltalm_jax.data.filters import FilterConfig
 from deltalm_jax.data.filters.flags import filter_flags
 from deltalm_jax.data.shards import digest_file
 from deltalm_jax.data.vocabulary import DEFAULT_NUM_SENTINELS
+from deltalm_jax.fault_points import reached
 from deltalm_jax.training.config import RANDOM, SAMPLE, Config
 from deltalm_jax.training.starting_point import open_starting_point
 
@@ -98,6 +99,7 @@ def _prepare(config: Config, folder: pathlib.Path, alone: bool) -> None:
         raise PreparedDataError(
             f"no prepared data in {folder}: prepare it before starting several processes:\n  {shown}"
         )
+    reached("prepare")
     print(f"preparing {data.mixture} into {folder}:\n  {shown}", flush=True)
     if (code := subprocess.run(command, check=False).returncode) != 0:
         raise SystemExit(code)  # it has said why

@@ -8,6 +8,7 @@ import pathlib
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -53,28 +54,29 @@ def environment(cache: pathlib.Path | None = None, devices: int = 1) -> dict[str
     return env | ({"JAX_COMPILATION_CACHE_DIR": str(cache)} if cache else {})
 
 
-def command(run_dir: pathlib.Path, prepared: pathlib.Path, *more: str) -> list[str]:
-    """The training command on toy data. `more`: "Class.field=value" or whole flags."""
+def command(run_dir: pathlib.Path, prepared: pathlib.Path, *more: str, faults: Sequence[str] = ()) -> list[str]:
+    """The training command on toy data. `more`: "Class.field=value" or whole flags; `faults`: of `tests.faults.injector`."""
     bindings = [*SMALL, f"DataConfig.prepared_dir={prepared}", *(m for m in more if not m.startswith("--"))]
     flags = [m for m in more if m.startswith("--")]
+    start = ["tests.faults.injector", *faults, "--"] if faults else []
     return [
-        sys.executable, "-m", "deltalm_jax.train", "--gin_file=pretrain_tiny.gin", f"--run_dir={run_dir}",
+        sys.executable, "-m", *start, "deltalm_jax.train", "--gin_file=pretrain_tiny.gin", f"--run_dir={run_dir}",
         *(f"--gin.{b}" for b in bindings), *flags,
     ]  # fmt: skip
 
 
 def run(
-    run_dir: pathlib.Path, prepared: pathlib.Path, *more: str, cache=None, devices=1
+    run_dir: pathlib.Path, prepared: pathlib.Path, *more: str, cache=None, devices=1, faults=()
 ) -> subprocess.CompletedProcess:
     """Runs the command to its end."""
     return subprocess.run(
-        command(run_dir, prepared, *more), env=environment(cache, devices), capture_output=True, text=True, timeout=300,
-        cwd=prepared.parent, check=False,
+        command(run_dir, prepared, *more, faults=faults), env=environment(cache, devices), capture_output=True,
+        text=True, timeout=300, cwd=prepared.parent, check=False,
     )  # fmt: skip
 
 
 def run_processes(
-    run_dir: pathlib.Path, prepared: pathlib.Path, processes: int, *more: str, cache=None, devices: int = 1
+    run_dir: pathlib.Path, prepared: pathlib.Path, processes: int, *more: str, cache=None, devices: int = 1, faults=()
 ) -> list[subprocess.Popen]:
     """Starts several processes of one run, joined over loopback."""
     with socket.socket() as probe:
@@ -84,7 +86,7 @@ def run_processes(
         subprocess.Popen(
             command(
                 run_dir, prepared, *more, f"--coordinator=127.0.0.1:{port}", f"--num_processes={processes}",
-                f"--process_id={i}",
+                f"--process_id={i}", faults=faults,
             ),
             env=environment(cache, devices), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=prepared.parent,
         )
