@@ -271,6 +271,11 @@ def _entry_axes(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
     return (entry,) if isinstance(entry, str) else entry or ()
 
 
+def spec_axes(spec: P) -> set[str]:
+    """All mesh axes that an array is split over."""
+    return {axis for entry in spec for axis in _entry_axes(entry)}
+
+
 def in_layers(path: tuple[Any, ...]) -> bool:
     """Whether a parameter is one of stacked layers, which are gathered over `fsdp` one by one."""
     return "layers" in path_name(path).split("/")

@@ -43,6 +43,7 @@ def metrics_line(step: int, metrics: Any, seconds: float, waited: float, through
         "step_seconds": seconds,
         **throughput.utilisation(real, seconds),
     }
+    line |= {name: int(metrics[name]) for name in ("skipped", "skipped_in_a_row")}
     if throughput.reason:
         line["mfu_reason"] = throughput.reason
     line["batch_digest"] = "".join(f"{int(word):08x}" for word in metrics["batch_digest"])

@@ -1,7 +1,7 @@
 """The training step and the evaluation step: pure functions, compiled once for the whole run.
 
-State is a dict {"params", "optimizer", "step"} and, where a moving average is kept, "ema". A batch is a dict of groups,
-one per objective g, each with its own static shape, so that span corruption (461 inputs, 101 targets) and translation
+State is a dict {"params", "optimizer", "step", "skipped"} and, where a moving average is kept, "ema". A batch is a dict of
+groups, one per objective g, each with its own static shape, so that span corruption (461 inputs, 101 targets) and translation
 span corruption (341, 341) never pad to each other. Loss:
 
     L = Σ_g weight_g Σ_targets loss / Σ_g weight_g (number of targets)
@@ -18,12 +18,14 @@ What runs on each device (`parallel/sharding.py` has the traffic):
         forward → loss and its gradients, block by block → backward, gradients added up in float32
     sum the gradients over devices, each keeping its own part; then clip and update that part
 
+If the loss or the gradient's norm, which are the same on all devices, is not finite, the update is left out: parameters,
+moments and average stay as they were, bit for bit, and "skipped" counts it. "step" goes on, and with it the data.
+
 Shapes: A microbatches, B batch, S inputs, T targets, D model, V vocabulary.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -54,6 +56,7 @@ from deltalm_jax.parallel.sharding import (
     state_shardings,
     sum_over_batch,
 )
+from deltalm_jax.training.digest import batch_digest
 from deltalm_jax.training.loss import LossConfig, token_nll, vocabulary_loss_and_gradients
 from deltalm_jax.training.optimizer import OptimizerConfig, learning_rate, learning_rate_factors, make_optimizer
 
@@ -72,7 +75,12 @@ def create_state(model: ModelConfig, optimizer: OptimizerConfig, seed: int) -> S
 
 
 def _state_of(params: Params, optimizer: OptimizerConfig) -> State:
-    state = {"params": params, "optimizer": make_optimizer(optimizer).init(params), "step": jnp.zeros((), jnp.int32)}
+    state = {
+        "params": params,
+        "optimizer": make_optimizer(optimizer).init(params),
+        "step": jnp.zeros((), jnp.int32),
+        "skipped": {"total": jnp.zeros((), jnp.int32), "in_a_row": jnp.zeros((), jnp.int32)},
+    }
     # A copy: the train step donates both.
     return state | ({"ema": jax.tree.map(jnp.copy, params)} if optimizer.ema_decay else {})
 
@@ -151,7 +159,7 @@ def make_train_step(
     Metrics: `loss` (what is minimised), `loss/<group>` (its mean in that group), `nll/<group>` (mean negative
     log-likelihood, where the loss has other terms too); `target_tokens`, `input_tokens`, and both `…/<group>`;
     `padding_share` (of all positions of inputs and targets), `grad_norm` (before clipping), `learning_rate`,
-    `batch_digest` (uint32 [2]).
+    `batch_digest` (uint32 [2]); `skipped` and `skipped_in_a_row`, the updates left out so far.
 
     Raises:
       AttentionError: `model.attention` cannot be had on these devices.
@@ -233,20 +241,36 @@ def make_train_step(
         divisor = sum(loss.weight(group) * count for group, count in counts.items())
         divisor = jnp.where(divisor > 0, divisor, 1.0)  # a batch without a target has no loss
         gradients, totals = gradients_by_shard(state["params"], batch, state["step"], 1 / divisor)
+        mean_loss = sum(loss.weight(group) * sums[0] for group, sums in totals.items()) / divisor
+        grad_norm = optax.tree.norm(gradients)
         updates, optimizer_state = transformation.update(gradients, state["optimizer"], state["params"])
-        params = optax.apply_updates(state["params"], updates)
-        new_state = {"params": params, "optimizer": optimizer_state, "step": state["step"] + 1}
+        updated = {"params": optax.apply_updates(state["params"], updates), "optimizer": optimizer_state}
         if optimizer.ema_decay:
-            new_state["ema"] = optax.incremental_update(params, state["ema"], 1 - optimizer.ema_decay)
+            updated["ema"] = optax.incremental_update(updated["params"], state["ema"], 1 - optimizer.ema_decay)
+        finite = jnp.isfinite(mean_loss) & jnp.isfinite(grad_norm)
+        # Chosen element by element, in the pass over memory that makes the update anyway.
+        new_state = {
+            k: jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated[k], state[k]) for k in updated
+        }
+        skipped = jnp.where(finite, 0, 1)
+        new_state |= {
+            "step": state["step"] + 1,
+            "skipped": {
+                "total": state["skipped"]["total"] + skipped,
+                "in_a_row": (state["skipped"]["in_a_row"] + 1) * skipped,
+            },
+        }
         inputs = {group: jnp.sum(arrays["inputs"] != PAD_ID) for group, arrays in batch.items()}
         metrics = {
-            "loss": sum(loss.weight(group) * sums[0] for group, sums in totals.items()) / divisor,
+            "loss": mean_loss,
             "target_tokens": sum(counts.values()),
             "input_tokens": sum(inputs.values()),
             "padding_share": _padding_share(batch),
-            "grad_norm": optax.tree.norm(gradients),
-            "learning_rate": learning_rate(optimizer, state["step"]),
+            "grad_norm": grad_norm,
+            "learning_rate": learning_rate(optimizer, state["step"] - state["skipped"]["total"]),
             "batch_digest": batch_digest(batch, mesh),
+            "skipped": new_state["skipped"]["total"],
+            "skipped_in_a_row": new_state["skipped"]["in_a_row"],
         }
         for group, count in counts.items():
             metrics |= {f"target_tokens/{group}": count, f"input_tokens/{group}": inputs[group]}
@@ -344,37 +368,3 @@ def for_products(params: Params, compute_dtype: str) -> Params:
         return leaf.astype(compute_dtype) if is_factor else leaf
 
     return jax.tree_util.tree_map_with_path(cast, params)
-
-
-def batch_digest(batch: Any, mesh: Mesh) -> jax.Array:
-    """Digest of the global batch as the devices hold it: equal digests mean equal batches in equal order.
-
-    Each id is hashed with its position and its array's number (a 32-bit multiply-xorshift mix, two different ones), and
-    the hashes are added modulo 2**32. Addition has no order, so the digest does not depend on how rows are spread over
-    devices and processes.
-
-    Returns:
-      uint32 [2].
-    """
-
-    def local(batch: Any) -> jax.Array:
-        total = jnp.zeros(2, jnp.uint32)
-        for number, array in enumerate(jax.tree.leaves(batch)):
-            rows, row_size = array.shape[0], math.prod(array.shape[1:])
-            row_R1 = global_rows(rows, mesh).astype(jnp.uint32)[:, None]
-            place = (row_R1 * row_size + jnp.arange(row_size, dtype=jnp.uint32)).reshape(array.shape)
-            for lane, constant in enumerate((0x9E3779B1, 0x85EBCA77)):
-                hashed = _mix32(
-                    array.astype(jnp.uint32) * jnp.uint32(constant) ^ _mix32(place + jnp.uint32(number << 28))
-                )
-                total = total.at[lane].add(jnp.sum(_mix32(hashed + jnp.uint32(lane)), dtype=jnp.uint32))
-        return sum_over_batch(total, mesh)
-
-    return by_shard(local, mesh, (P(BATCH_AXES),), P())(batch)
-
-
-def _mix32(x: jax.Array) -> jax.Array:
-    """MurmurHash3's 32-bit finaliser (a bijection)."""
-    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
-    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
-    return x ^ (x >> 16)

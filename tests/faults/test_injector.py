@@ -30,7 +30,7 @@ def test_a_fault_happens_once_where_it_is_due():
 
 @pytest.mark.parametrize("text", ["burn@0:1:step", "kill@0:1:nowhere", "kill@0:1"])
 def test_a_misspelt_fault_is_refused(text):
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match=r"expected KIND@PROCESS:STEP:POINT|not enough values"):
         injector.Fault.parse(text)
 
 

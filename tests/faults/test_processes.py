@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from deltalm_jax.parallel.mesh import MeshConfig, make_mesh
-from deltalm_jax.training.step import batch_digest
+from deltalm_jax.training.digest import batch_digest
 from tests.support import runs
 from tests.support.toy_data import write_toy_data
 
@@ -98,7 +98,7 @@ from deltalm_jax.parallel.sharding import process_rows, put_batch
 initialize_processes(sys.argv[1], 2, int(sys.argv[2]))
 import jax
 from jax.experimental import multihost_utils
-from deltalm_jax.training.step import batch_digest
+from deltalm_jax.training.digest import batch_digest
 # As on a TPU, where the mesh follows the wiring: the processes' devices alternate.
 devices = np.array(jax.devices())[[0, 2, 1, 3]].reshape(1, 4, 1, 1, 1, 1)
 mesh = Mesh(devices, AXES, axis_types=(AxisType.Auto,) * len(AXES))

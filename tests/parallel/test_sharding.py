@@ -14,9 +14,10 @@ import pytest
 from deltalm_jax.model.config import PRESETS
 from deltalm_jax.parallel.mesh import MeshConfig, initialize_processes, make_mesh
 from deltalm_jax.parallel.sharding import check_batch, path_name, process_rows, put_batch, rule_for
+from deltalm_jax.training.digest import batch_digest
 from deltalm_jax.training.loss import LossConfig
 from deltalm_jax.training.optimizer import OptimizerConfig
-from deltalm_jax.training.step import abstract_state, batch_digest, initial_state, make_train_step
+from deltalm_jax.training.step import abstract_state, initial_state, make_train_step
 
 MODEL = dataclasses.replace(
     PRESETS["tiny"], vocab_size=104, hidden_size=16, feed_forward_size=32, num_encoder_layers=2, num_decoder_layers=1,
