@@ -9,6 +9,8 @@ import shlex
 import sys
 from collections.abc import Sequence
 
+from deltalm_jax import redaction
+
 _DESCRIPTION = """
 Bring weights in and out: start a DeltaLM from XLM-R or InfoXLM, take Microsoft's released DeltaLM or a port of it, and hand
 a trained model on. Reading a checkpoint runs none of the code that may be in it.
@@ -99,6 +101,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code. Mistakes of the user's give one message and exit code 2."""
+    redaction.install()
     flags = parse_arguments(sys.argv[1:] if arguments is None else arguments)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before jax is imported: an accelerator would only be in the way
     from deltalm_jax.conversion import Request, convert

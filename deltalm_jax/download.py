@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.progress import Progress as ProgressBar
 
+from deltalm_jax import redaction
 from deltalm_jax.data.download_record import RECORD, DownloadRecord
 from deltalm_jax.data.fetching import DownloadError, fetch, find_size, finish
 from deltalm_jax.errors import UserError
@@ -80,6 +81,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code. What cannot be fetched gives one message and exit code 2."""
+    redaction.install()
     flags = parse_arguments(sys.argv[1:] if arguments is None else arguments)
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     try:

@@ -12,6 +12,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from deltalm_jax import redaction
+
 _DESCRIPTION = """
 Compile a configuration's training step for TPU pods, on any machine: does it fit, what travels between the chips, how fast
 could it be at most. A compilation takes a minute or two; what was compiled before is not compiled again.
@@ -58,6 +60,7 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; the exit code is 0 if all fits, 1 if something does not, 2 for a mistake of the user's."""
+    redaction.install()
     arguments = sys.argv[1:] if arguments is None else arguments
     flags, bindings = parse_arguments(arguments)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # this machine's own devices have no part in it

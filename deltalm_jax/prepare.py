@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as ProgressBar
 from rich.table import Table
 
+from deltalm_jax import redaction
 from deltalm_jax.data.description import command as description
 from deltalm_jax.data.filters.flags import PREFIX, parse_filters
 from deltalm_jax.data.text_flags import SAMPLE, add_text_flags, inputs_of_flags, languages_of
@@ -153,6 +154,7 @@ def _chunk_length(value: str) -> int | dict[str, int]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code. Mistakes and damaged files give one message and exit code 2."""
+    redaction.install()
     flags = parse_arguments(sys.argv[1:] if arguments is None else arguments)
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     try:

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from deltalm_jax import redaction
+
 if TYPE_CHECKING:
     from deltalm_jax.saved_model import Model
     from deltalm_jax.weights.probes import MaskedTexts
@@ -51,6 +53,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code. Mistakes of the user's give one message and exit code 2."""
+    redaction.install()
     flags = parse_arguments(sys.argv[1:] if arguments is None else arguments)
     from deltalm_jax.errors import UserError
     from deltalm_jax.saved_model import SavedModelError, load_model

@@ -8,6 +8,8 @@ import shlex
 import sys
 from collections.abc import Sequence
 
+from deltalm_jax import redaction
+
 _DESCRIPTION = """
 Pretrain a DeltaLM, or go on pretraining it: run the same command again and the run goes on from its newest checkpoint.
 Prepared data is made first where there is none and the corpora are small.
@@ -79,6 +81,7 @@ def _steps(text: str) -> tuple[int, int]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code. Mistakes of the user's give one message and exit code 2."""
+    redaction.install()
     arguments = sys.argv[1:] if arguments is None else arguments
     flags, bindings = parse_arguments(arguments)
 

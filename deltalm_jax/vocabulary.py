@@ -16,6 +16,7 @@ import xxhash
 from rich.console import Console
 from rich.table import Table
 
+from deltalm_jax import redaction
 from deltalm_jax.data.fertility import Fit, changed_share, fit
 from deltalm_jax.data.shards import write_atomically
 from deltalm_jax.data.text_flags import add_text_flags, inputs_of_flags, languages_of
@@ -166,6 +167,7 @@ def _add_trainer_flags(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code. Mistakes of the user's give one message and exit code 2."""
+    redaction.install()
     flags = parse_arguments(sys.argv[1:] if arguments is None else arguments)
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
