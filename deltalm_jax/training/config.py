@@ -13,6 +13,7 @@ from deltalm_jax.fields import check_types, is_operational, operational
 from deltalm_jax.model.config import ModelConfig
 from deltalm_jax.objectives import OBJECTIVES, make_objective
 from deltalm_jax.parallel.mesh import MeshConfig
+from deltalm_jax.training.data_order import DataOrder
 from deltalm_jax.training.loss import LossConfig
 from deltalm_jax.training.optimizer import OptimizerConfig
 from deltalm_jax.training.step import DECODER_STARTS
@@ -181,11 +182,22 @@ class TrainConfig:
       stop_at_step: stop (with a checkpoint, without the last validation) after this many steps in all; None runs on to
         `steps`.
       checkpoint_every: steps between checkpoints; the last step is always saved.
-      keep_checkpoints: newest checkpoints kept.
+      checkpoint_minutes: a checkpoint is also begun when the last is so old (looked at every `check_every` steps). Such a
+        one, like that of a stop, is temporary: it goes when there is a newer one. None: none is begun so.
+      keep_checkpoints: newest checkpoints kept, besides a temporary one.
       keep_checkpoint_every: checkpoints at multiples of this many steps are kept for good; None keeps none so.
       eval_every: steps between validations; the last step is always validated; 0: only that one.
       eval_batches: validation batches of each objective at most.
       log_every: steps between lines of progress where there is no terminal. `metrics.jsonl` has every step.
+      check_every: steps between looks at the whole: the state's copies on all devices are compared bit by bit, processes tell
+        one another how long they take, and the age of the last checkpoint is looked at.
+      max_skipped_in_a_row: an update with loss or gradient that is not finite is left out; if more in a row are, the run
+        stops.
+      spike_factor: a loss above this many times the median of the last `spike_window` steps is a spike: the run goes back to
+        its newest checkpoint, and the batches from there to the spike are left out. 0: off.
+      spike_window: steps that the median is of.
+      skipped_data: batches to leave out, {first: one past the last}, counted from 0; what a run left out itself is in its
+        checkpoints and in RUN_DIR/rewinds.jsonl, and given here it makes another run take the same batches.
       accumulation_steps: microbatches that the batch is worked off in, for less memory; loss and update are the same
         (to rounding). Each batch size must divide by this times the devices that share it.
       tensorboard: whether the numbers of `metrics.jsonl` also go to RUN_DIR/tensorboard.
@@ -197,11 +209,17 @@ class TrainConfig:
     init_from: str | None = None
     stop_at_step: int | None = operational(None)
     checkpoint_every: int = operational(1000)
+    checkpoint_minutes: float | None = operational(None)
     keep_checkpoints: int = operational(3)
     keep_checkpoint_every: int | None = operational(None)
     eval_every: int = operational(5000)
     eval_batches: int = operational(16)
     log_every: int = operational(50)
+    check_every: int = operational(100)
+    max_skipped_in_a_row: int = operational(5)
+    spike_factor: float = operational(0.0)
+    spike_window: int = operational(100)
+    skipped_data: dict[int, int] = dataclasses.field(default_factory=dict)
     accumulation_steps: int = operational(1)
     tensorboard: bool = operational(True)
     compilation_cache: bool = operational(True)
@@ -214,16 +232,26 @@ class TrainConfig:
             "keep_checkpoints",
             "eval_batches",
             "log_every",
+            "check_every",
+            "spike_window",
             "accumulation_steps",
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"TrainConfig.{name} must be at least 1, found {getattr(self, name)}")
-        for name in ("seed", "eval_every"):
+        for name in ("seed", "eval_every", "max_skipped_in_a_row"):
             if getattr(self, name) < 0:
                 raise ValueError(f"TrainConfig.{name} must not be negative, found {getattr(self, name)}")
         for name in ("stop_at_step", "keep_checkpoint_every"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"TrainConfig.{name} must be at least 1 or None, found {value}")
+        if self.checkpoint_minutes is not None and self.checkpoint_minutes <= 0:
+            raise ValueError(f"TrainConfig.checkpoint_minutes must be above 0 or None, found {self.checkpoint_minutes}")
+        if self.spike_factor and self.spike_factor <= 1:
+            raise ValueError(f"TrainConfig.spike_factor must be above 1, or 0 for off, found {self.spike_factor}")
+        try:
+            DataOrder.of(self.skipped_data)
+        except ValueError as error:
+            raise ValueError(f"TrainConfig.skipped_data: {error}") from error
         if self.init_from is None:
             raise ValueError(
                 'TrainConfig.init_from is not set: say where the parameters start, "random" or the folder of a model'

@@ -15,24 +15,21 @@ EXIT_INTERRUPTED = 130
 
 
 class StopRequest:
-    """Notes signals; `at(step)` says whether to stop here. Use as a context manager: handlers are put back on leaving.
+    """Notes signals; `at_boundary()` says whether to stop here. Use as a context manager: handlers are put back on leaving.
 
     With several processes a signal to any one of them stops all at the same step: jax.distributed listens for SIGTERM,
     and SIGINT is handed on to it. A second SIGINT while the first is being honoured raises KeyboardInterrupt.
-
-    Args:
-      start: the step that the run begins after; `at` must be asked after each that follows.
     """
 
-    def __init__(self, start: int) -> None:
-        self._start = start
+    def __init__(self) -> None:
+        self._asked = 0
         self.signal: signal.Signals | None = None
         self._stopped = False
         self._previous: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> StopRequest:
         for number in (signal.SIGTERM, signal.SIGINT):
-            # jax.distributed has a SIGTERM notifier of its own, which `at` asks.
+            # jax.distributed has a SIGTERM notifier of its own, which `at_boundary` asks.
             if number == signal.SIGTERM and jax.process_count() > 1:
                 continue
             self._previous[number] = signal.signal(number, self._note)
@@ -49,12 +46,13 @@ class StopRequest:
         if jax.process_count() > 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    def at(self, step: int) -> bool:
-        """Whether to stop after `step`. With several processes all of them get the same answer at the same step."""
+    def at_boundary(self) -> bool:
+        """Whether to stop after this step. To be asked after each; all processes get the same answer at the same step."""
         if jax.process_count() > 1:
-            # Counted from 1 in every process: jax lets a signal that came before the first of these calls stop the run at
-            # the one numbered 1, and at no other.
-            self._stopped = multihost_utils.reached_preemption_sync_point(step - self._start)
+            # Numbered from 1 in every process: jax lets a signal that came before the first of these calls stop the run at
+            # the one numbered 1, and at no other. Steps will not do, for a run may go back to an earlier one.
+            self._asked += 1
+            self._stopped = multihost_utils.reached_preemption_sync_point(self._asked)
             if self._stopped:
                 self.signal = self.signal or signal.SIGTERM
         else:

@@ -71,8 +71,9 @@ class IntegrityCheck:
         for number, (name, spec) in enumerate(zip(self._names, self._specs, strict=True)):
             if others := self._minority(digests[..., number], spec):
                 raise IntegrityError(
-                    f"step {step}: copies of {name} differ: {', '.join(others)} have other bits than the rest, or than one another. One of these "
-                    "devices or its network computes wrongly: take its host out, and start again from a checkpoint"
+                    f"step {step}: copies of {name} differ: {', '.join(others)} have other bits than the rest, or than one "
+                    "another. One of these devices or its network computes wrongly: take its host out, and start again from a "
+                    "checkpoint"
                 )
 
     def _minority(self, digests: np.ndarray, spec: P) -> list[str]:

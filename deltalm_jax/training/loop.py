@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
+import dataclasses
 import pathlib
 import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from deltalm_jax.data.chunks import PreparedData
 from deltalm_jax.data.prefetch import Prefetcher
@@ -17,20 +21,63 @@ from deltalm_jax.model.config import resolve_compute_dtype
 from deltalm_jax.model.kernels import resolve_attention
 from deltalm_jax.parallel.mesh import make_mesh
 from deltalm_jax.parallel.sharding import check_batch, process_rows, put_batch
-from deltalm_jax.training.checkpoint import Checkpoints, newest_checkpoint
+from deltalm_jax.training.checkpoint import Checkpoints, check_counters, newest_checkpoint
 from deltalm_jax.training.config import RANDOM, Config
+from deltalm_jax.training.data_order import DataOrder
 from deltalm_jax.training.evaluation import Evaluator
+from deltalm_jax.training.exchange import Exchange
 from deltalm_jax.training.faults import StopRequest
-from deltalm_jax.training.flops import throughput
+from deltalm_jax.training.flops import Throughput, throughput
+from deltalm_jax.training.guards import Guard, LossSpike, NonFiniteError
+from deltalm_jax.training.integrity import IntegrityCheck
 from deltalm_jax.training.profiling import Profiler
-from deltalm_jax.training.record import check_identity, describe, epochs_line, write_record
+from deltalm_jax.training.record import describe, epochs_line, write_record
 from deltalm_jax.training.reporting import Reporter
+from deltalm_jax.training.resuming import check_identity, note_rewind, place_in_data
 from deltalm_jax.training.starting_point import start_from_model
-from deltalm_jax.training.step import abstract_state, initial_state, make_eval_step, make_train_step
+from deltalm_jax.training.step import State, abstract_state, initial_state, make_eval_step, make_train_step
+
+# To one checkpoint: data that leap each time are not at fault.
+_MAX_REWINDS = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """What stays the same throughout a run."""
+
+    config: Config
+    run_dir: pathlib.Path
+    began: float
+    last_step: int
+    stream: Stream
+    mesh: Mesh
+    train_step: Callable[[State, Any], tuple[State, dict[str, jax.Array]]]
+    evaluate: Evaluator
+    check: IntegrityCheck
+    exchange: Exchange
+    checkpoints: Checkpoints
+    speed: Throughput
+    profiler: Profiler
+    stop_request: StopRequest
+
+
+@dataclasses.dataclass
+class _Place:
+    """Where a run stands: its state after `step` updates, what of the data it leaves out, and what checkpoints say of it."""
+
+    state: State
+    step: int
+    order: DataOrder
+    recent_losses: Sequence[float]
+    about: dict[str, Any]
 
 
 def train(
-    config: Config, prepared: PreparedData, run_dir: pathlib.Path, profile_steps: tuple[int, int] | None = None
+    config: Config,
+    prepared: PreparedData,
+    run_dir: pathlib.Path,
+    profile_steps: tuple[int, int] | None = None,
+    allowed_changes: Sequence[str] = (),
 ) -> int:
     """Trains, or goes on training, until `steps` (or `stop_at_step`, or a signal).
 
@@ -43,6 +90,7 @@ def train(
       prepared: its data, opened and checked.
       run_dir: folder for checkpoints, metrics and the effective configuration; made if absent.
       profile_steps: first and last step of a profiler trace, written to RUN_DIR/profile.
+      allowed_changes: names of identity fields that may differ from the checkpoint's.
 
     Returns:
       The process's exit code: 0 when the run got where it should, otherwise `StopRequest.exit_code`.
@@ -50,17 +98,16 @@ def train(
     Raises:
       CheckpointError: no checkpoint can be used, or the configuration differs from the checkpoint's.
       NonFiniteError: training diverged. The last checkpoint precedes it.
+      IntegrityError: the devices do not agree on the state.
     """
     began = time.monotonic()
     options, batch_sizes = config.train, config.data.objective_batch_sizes
     stop = options.stop_at_step or options.steps
-    is_first_process = jax.process_index() == 0
 
     # Everything that can be wrong is found before a device computes anything.
     stream = Stream(prepared, config.objectives(), options.seed)
     mesh = make_mesh(config.mesh)
     check_batch(batch_sizes, mesh, options.accumulation_steps)
-    rows = {name: process_rows(size, mesh) for name, size in batch_sizes.items()}
     compute_dtype = resolve_compute_dtype(config.model, jax.default_backend())
     about = describe(config, prepared, compute_dtype)
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -73,89 +120,158 @@ def train(
         seed=options.seed, accumulation_steps=options.accumulation_steps, **shared,
     )  # fmt: skip
     eval_step = make_eval_step(config.model, config.loss, mesh, sentinels=stream.sentinels, **shared)
-    evaluate = Evaluator(stream, eval_step, mesh, config.model.vocab_size, options.eval_batches)
-
+    abstract = abstract_state(config.model, config.optimizer, mesh)
+    devices = jax.devices()
     checkpoints = Checkpoints(run_dir / "checkpoints", options.keep_checkpoints, options.keep_checkpoint_every, print)
-    reached("start")
+    with (
+        StopRequest() as stop_request,  # outermost: a second signal must not end the last save
+        contextlib.closing(checkpoints),
+        contextlib.closing(Profiler(profile_steps, run_dir / "profile")) as profiler,
+        jax.set_mesh(mesh),
+    ):
+        reached("start")
+        run = _Run(
+            config, run_dir, began, stop, stream, mesh, train_step,
+            evaluate=Evaluator(stream, eval_step, mesh, config.model.vocab_size, options.eval_batches),
+            check=IntegrityCheck(abstract, mesh),
+            exchange=Exchange(),
+            checkpoints=checkpoints,
+            speed=throughput(config.model, config.step_shapes(), devices[0].device_kind, len(devices), compute_dtype),
+            profiler=profiler,
+            stop_request=stop_request,
+        )  # fmt: skip
+        place = _newest_place(run, about, allowed_changes, prepared, abstract)
+        if jax.process_index() == 0:
+            write_record(config, stream, run_dir)
+        rewinds: collections.Counter[int] = collections.Counter()
+        while True:
+            try:
+                words = _steps(run, place, devices[0], compute_dtype)
+                break
+            except LossSpike as spike:
+                checkpoints.wait()
+                back = _newest_place(run, about, allowed_changes, prepared, abstract)
+                rewinds[back.step] += 1
+                if rewinds[back.step] > _MAX_REWINDS:
+                    raise NonFiniteError(f"{spike}, {rewinds[back.step]} times after step {back.step:,}") from None
+                order = place.order.without(back.order.batch_of(back.step), place.order.batch_of(spike.step - 1) + 1)
+                print(note_rewind(spike, back.step, place.order, order, run_dir), flush=True)
+                place = dataclasses.replace(back, order=order)
+    if jax.process_index() == 0:
+        print(words, flush=True)
+    return stop_request.exit_code
+
+
+def _newest_place(
+    run: _Run, about: dict[str, Any], allowed_changes: Sequence[str], prepared: PreparedData, abstract: Any
+) -> _Place:
+    """The newest checkpoint that verifies, or the start of the run."""
+    config, checkpoints = run.config, run.checkpoints
     record = newest_checkpoint(checkpoints)
     if record is not None:
         reached("restore", record["step"])
-        check_identity(record["about"]["identity"], about["identity"], run_dir)
-        state = checkpoints.restore(record, abstract_state(config.model, config.optimizer, mesh))
-        start, about["start"] = int(record["step"]), record["about"].get("start")
-    elif options.init_from == RANDOM:
-        state, start = initial_state(config.model, config.optimizer, options.seed, mesh), 0
-    else:
-        start = 0
-        state, about["start"] = start_from_model(config, prepared, mesh)
+        step, saved = int(record["step"]), record["about"]
+        changes = check_identity(saved["identity"], about["identity"], run.run_dir, allowed_changes)
+        order, losses = place_in_data(record, config.train.skipped_data)
+        state = checkpoints.restore(record, abstract)
+        check_counters(state, record)
+        history = saved.get("allowed_changes", []) + [{"step": step, **change} for change in changes]
+        about = about | {"start": saved.get("start"), "allowed_changes": history}
+        return _Place(state, step, order, losses, about)
+    order = DataOrder.of(config.train.skipped_data)
+    if config.train.init_from == RANDOM:
+        state = initial_state(config.model, config.optimizer, config.train.seed, run.mesh)
+        return _Place(state, 0, order, (), about)
+    state, start = start_from_model(config, prepared, run.mesh)
+    return _Place(state, 0, order, (), about | {"start": start})
 
-    if is_first_process:
-        write_record(config, stream, run_dir)
-    devices = jax.devices()
-    speed = throughput(config.model, config.step_shapes(), devices[0].device_kind, len(devices), compute_dtype)
+
+def _steps(run: _Run, place: _Place, device: jax.Device, compute_dtype: str) -> str:
+    """All steps from a place on. Returns the run's last words; raises LossSpike where it has to go back."""
+    config, options, start, stop = run.config, run.config.train, place.step, run.last_step
+    batch_sizes = config.data.objective_batch_sizes
+    rows = {name: process_rows(size, run.mesh) for name, size in batch_sizes.items()}
+    guard = Guard(options.max_skipped_in_a_row, options.spike_factor, options.spike_window, place.recent_losses)
     reporter = Reporter(
-        run_dir, start, stop,
-        log_every=options.log_every, tensorboard=options.tensorboard, throughput=speed, speaks=is_first_process,
+        run.run_dir, start, stop,
+        log_every=options.log_every, tensorboard=options.tensorboard, throughput=run.speed, guard=guard,
+        speaks=jax.process_index() == 0,
     )  # fmt: skip
-    reporter.say(
-        f"{'resuming at' if start else 'starting from'} step {start:,} of {stop:,} on {len(devices)} "
-        f"{devices[0].platform} device(s), {jax.process_count()} process(es), {compute_dtype}, "
-        f"attention {resolve_attention(config.model, devices[0], compute_dtype)}; {run_dir}"
-    )
-    reporter.say(epochs_line(stream.epochs(options.steps), options.steps))
-    if speed.reason:
-        reporter.say(f"MFU is not reported: {speed.reason}")
-    traced = profile_steps is not None and start < profile_steps[0] <= profile_steps[1] <= stop
-    profiler = Profiler(profile_steps if traced else None, run_dir / "profile")
-    if profile_steps and not traced:
-        reporter.say(f"WARNING: no trace is recorded: steps {profile_steps} do not all lie in {start + 1} to {stop}")
+    state, saved, saved_at = place.state, start, time.monotonic()
 
     def make_batch(index: int) -> Any:
         reached("batch", index + 1)
-        return put_batch(stream.batch(index, rows), batch_sizes, mesh)
+        return put_batch(run.stream.batch(place.order.batch_of(index), rows), batch_sizes, run.mesh)
 
-    saved = start
     with (
-        StopRequest(start) as stop_request,  # outermost: a second signal must not end the last save
         contextlib.closing(reporter),
-        contextlib.closing(checkpoints),
-        contextlib.closing(profiler),
         Prefetcher(make_batch, start, stop, config.data.prefetch) as batches,
-        jax.set_mesh(mesh),
     ):
+        _say_where(run, start, device, compute_dtype, reporter)
         for step, batch in enumerate(batches, start + 1):
-            profiler.before(step)
+            run.profiler.before(step)
             with jax.transfer_guard("disallow"):  # all that a step needs is on the devices already
-                state, metrics = train_step(state, batch)
+                state, metrics = run.train_step(state, batch)
             # Reports the step before this one: the host never waits for the step it has just begun.
             reporter.step(step, metrics, batches.waited)
             if step == start + 1:
                 jax.block_until_ready(metrics)
-                reporter.say(f"first step done {time.monotonic() - began:.1f} s after the start of the run")
-            if text := profiler.after(step, metrics):
+                reporter.say(f"first step done {time.monotonic() - run.began:.1f} s after the start of the run")
+            if text := run.profiler.after(step, metrics):
                 reporter.say(text)
-            checkpoints.check()
+            run.checkpoints.check()
             reached("step", step)
 
-            stopping = stop_request.at(step) or step == stop
-            saving = stopping or step % options.checkpoint_every == 0
+            stopping = run.stop_request.at_boundary() or step == stop
             evaluating = step == options.steps or _is_due(step, options.eval_every)
+            scheduled = _is_due(step, options.checkpoint_every) or step == options.steps
+            late = _is_due(step, options.check_every) and _look_at_the_whole(run, reporter, state, step, saved_at)
+            saving = scheduled or stopping or late
             if evaluating:
                 reached("evaluate", step)
-                epochs = {f"epochs/{task}": n for task, n in stream.epochs(step).items()}
-                evaluation = evaluate(state.get("ema", state["params"]))
+                epochs = {f"epochs/{t}": n for t, n in run.stream.epochs(place.order.batch_of(step)).items()}
+                evaluation = run.evaluate(state.get("ema", state["params"]))
                 reporter.flush(evaluation | epochs, by_group=step == options.steps)
             if saving:
                 reporter.flush({})
-                checkpoints.save(step, state, about)
-                saved = step
+                run.check(state, step)
+                data = {"skipped": place.order.as_json(), "next_batch": place.order.batch_of(step)}
+                about = place.about | {"data": data, "recent_losses": list(guard.recent)}
+                ending = "the run finished" if step == stop else "the run was stopped" if stopping else ""
+                run.checkpoints.save(step, state, about, temporary=not scheduled, ending=ending)
+                saved, saved_at = step, time.monotonic()
             if evaluating or saving:
                 reporter.restart_clock()
             if stopping:
                 reached("close", step)
                 break
-    reporter.say(_last_words(stop_request, start, saved, options.steps, run_dir))
-    return stop_request.exit_code
+    return _last_words(run.stop_request, start, saved, options.steps, run.run_dir)
+
+
+def _look_at_the_whole(run: _Run, reporter: Reporter, state: State, step: int, saved_at: float) -> bool:
+    """Compares the state's copies, and the processes' times; returns whether a checkpoint is due by the clock."""
+    run.check(state, step)
+    told = run.exchange(*reporter.mean_times(), time.monotonic() - saved_at)
+    reporter.add(run.exchange.metrics(told))
+    if warning := run.exchange.warning(told):
+        reporter.say(warning)
+    reporter.restart_clock()
+    minutes = run.config.train.checkpoint_minutes
+    return minutes is not None and bool(told.save_seconds[0] >= 60 * minutes)  # process 0's clock, for all
+
+
+def _say_where(run: _Run, start: int, device: jax.Device, compute_dtype: str, reporter: Reporter) -> None:
+    reporter.say(
+        f"{'resuming at' if start else 'starting from'} step {start:,} of {run.last_step:,} on {jax.device_count()} "
+        f"{device.platform} device(s), {jax.process_count()} process(es), {compute_dtype}, "
+        f"attention {resolve_attention(run.config.model, device, compute_dtype)}; {run.run_dir}"
+    )
+    steps = run.config.train.steps
+    reporter.say(epochs_line(run.stream.epochs(steps), steps))
+    if run.speed.reason:
+        reporter.say(f"MFU is not reported: {run.speed.reason}")
+    if text := run.profiler.unreachable(start, run.last_step):
+        reporter.say(text)
 
 
 def use_compilation_cache(folder: pathlib.Path) -> None:

@@ -19,6 +19,13 @@ class Profiler:
     def __init__(self, steps: tuple[int, int] | None, folder: pathlib.Path):
         self._steps, self._folder, self._running = steps, folder, False
 
+    def unreachable(self, start: int, stop: int) -> str | None:
+        """A warning if the steps do not all lie in those of the run, `start` + 1 to `stop`; then none is recorded."""
+        if self._steps is None or start < self._steps[0] <= self._steps[1] <= stop:
+            return None
+        steps, self._steps = self._steps, None
+        return f"WARNING: no trace is recorded: steps {steps} do not all lie in {start + 1} to {stop}"
+
     def before(self, step: int) -> None:
         """Call before a step begins."""
         if self._steps and step == self._steps[0]:

@@ -7,17 +7,12 @@ import time
 from typing import Any
 
 import jax
-import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from deltalm_jax.errors import UserError
 from deltalm_jax.training.flops import Throughput
+from deltalm_jax.training.guards import Guard
 from deltalm_jax.training.metrics import MetricsFile, TensorBoardFile, metrics_line
-
-
-class NonFiniteError(UserError, RuntimeError):
-    """The loss or the gradient is not a finite number any more."""
 
 
 class Reporter:
@@ -30,6 +25,7 @@ class Reporter:
       log_every: steps between lines of progress where there is no terminal.
       tensorboard: whether TensorBoard gets the lines too.
       throughput: what utilisation is measured by.
+      guard: looks at each line.
       speaks: whether this process writes and prints (one of several does).
     """
 
@@ -42,9 +38,10 @@ class Reporter:
         log_every: int,
         tensorboard: bool,
         throughput: Throughput,
+        guard: Guard,
         speaks: bool,
     ):
-        self._run_dir, self._throughput = run_dir, throughput
+        self._throughput, self._guard = throughput, guard
         self._files: list[MetricsFile | TensorBoardFile] = []
         if speaks:
             self._files.append(MetricsFile(run_dir / "metrics.jsonl", start))
@@ -52,7 +49,10 @@ class Reporter:
             self._files.append(TensorBoardFile(run_dir / "tensorboard", start))
         self._display = Display(stop, start, log_every, quiet=not speaks)
         self._pending: tuple[int, Any, float, float] | None = None
+        self._more: dict[str, float] = {}
         self._tick = time.perf_counter()
+        self._times: list[tuple[float, float, float]] = []
+        self._blocked = 0.0
 
     def step(self, step: int, metrics: Any, waited: float) -> None:
         """Takes a step's metrics, still on the devices, and reports those of the step before.
@@ -63,11 +63,26 @@ class Reporter:
           waited: seconds the step waited for its batch.
 
         Raises:
-          NonFiniteError: the step before diverged.
+          NonFiniteError, LossSpike: of the step before.
         """
         self._report({})
         now = time.perf_counter()
-        self._pending, self._tick = (step, metrics, now - self._tick, waited), now
+        seconds = now - self._tick
+        self._pending, self._tick = (step, metrics, seconds, waited), now
+        self._times.append((seconds, seconds - self._blocked, waited))
+        self._blocked = 0.0
+
+    def add(self, more: dict[str, float]) -> None:
+        """More to be said of the last step, when it is reported."""
+        self._more |= more
+
+    def mean_times(self) -> tuple[float, float, float]:
+        """Means over the steps since the last call: seconds, seconds not spent waiting for devices, and for a batch."""
+        times, self._times = self._times, []
+        whole, host, waited = (
+            (sum(column) / max(len(times), 1) for column in zip(*times, strict=True)) if times else (0.0,) * 3
+        )
+        return whole, host, waited
 
     def flush(self, more: dict[str, float], by_group: bool = False) -> None:
         """Reports the last step now, with what else there is to say of it: a validation, shown by groups if asked."""
@@ -77,7 +92,7 @@ class Reporter:
 
     def restart_clock(self) -> None:
         """What was done since the last step (validation, saving) is not billed to the next."""
-        self._tick = time.perf_counter()
+        self._tick, self._blocked = time.perf_counter(), 0.0
 
     def say(self, text: str) -> None:
         """One line of text."""
@@ -94,16 +109,16 @@ class Reporter:
         if pending is None:
             return
         step, metrics, seconds, waited = pending
-        line = metrics_line(step, jax.device_get(metrics), seconds, waited, self._throughput) | more
+        began = time.perf_counter()
+        values = jax.device_get(metrics)
+        self._blocked += time.perf_counter() - began
+        line = metrics_line(step, values, seconds, waited, self._throughput) | self._more | more
+        self._more = {}
         for file in self._files:
             file.write(line)
         self._display.step(line)
-        if not np.isfinite([line["loss"], line["grad_norm"]]).all():
-            raise NonFiniteError(
-                f"step {step}: loss {line['loss']}, gradient norm {line['grad_norm']}. Nothing was saved after it. Lower "
-                "OptimizerConfig.learning_rate or lengthen warmup_steps, and go on from the last checkpoint in "
-                f"{self._run_dir}"
-            )
+        if warning := self._guard.look(line):
+            self.say(warning)
 
 
 class Display:
