@@ -6,5 +6,7 @@ from __future__ import annotations
 class UserError(Exception):
     """Something that the user can mend: configuration, files, machines. The message says what, where and how.
 
-    Commands print it after "error: " and exit with code 2; any other exception is a defect and keeps its trace.
+    Commands print it after "error: " and exit with `exit_code`; any other exception is a defect and keeps its trace.
     """
+
+    exit_code = 2

@@ -50,6 +50,10 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[
         "--allow_import", action="append", default=[], metavar="MODULE",
         help="a module of yours that the configuration may name (importing it runs its code)",
     )  # fmt: skip
+    what.add_argument(
+        "--allow_config_change", action="append", default=[], metavar="NAME",
+        help="go on with a run though this field, such as OptimizerConfig.learning_rate, or its data changed; on record",
+    )  # fmt: skip
     where = parser.add_argument_group("where to, and what to see")
     where.add_argument(
         "--run_dir", type=pathlib.Path, metavar="DIR", help="checkpoints and metrics go here (default: runs/<gin name>)"
@@ -106,13 +110,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         initialize_processes(flags.coordinator, flags.num_processes, flags.process_id)
         run_dir = flags.run_dir or pathlib.Path("runs", config.name)
         with owned(run_dir):
-            code = train(config, prepared, run_dir, flags.profile_steps)
+            code = train(config, prepared, run_dir, flags.profile_steps, flags.allow_config_change)
         if code and jax.process_index() == 0:
             print(f"to go on:\n  {shlex.join(['python', '-m', 'deltalm_jax.train', *arguments])}", flush=True)
         return code
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return error.exit_code
     except KeyboardInterrupt:
         print("interrupted; what was saved before is kept, nothing after it", file=sys.stderr)
         return 130

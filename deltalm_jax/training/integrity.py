@@ -72,8 +72,8 @@ class IntegrityCheck:
             if others := self._minority(digests[..., number], spec):
                 raise IntegrityError(
                     f"step {step}: copies of {name} differ: {', '.join(others)} have other bits than the rest, or than one "
-                    "another. One of these devices or its network computes wrongly: take its host out, and start again from a "
-                    "checkpoint"
+                    "another. One of these devices or its network computes wrongly: take its host out, and start again from "
+                    "a checkpoint"
                 )
 
     def _minority(self, digests: np.ndarray, spec: P) -> list[str]:
