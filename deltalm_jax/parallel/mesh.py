@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import sys
 from collections.abc import Sequence
 
 import jax
@@ -14,6 +15,7 @@ from jax.sharding import AxisType, Mesh
 
 from deltalm_jax.errors import UserError
 from deltalm_jax.fields import check_types, operational
+from deltalm_jax.parallel.listening import bind_address, exposure_warning, is_loopback, keep_gloo_on_loopback
 
 # `data` is three axes of the mesh, one for each dimension of a TPU's torus (elsewhere all but the first have one device):
 # libtpu scatters a sum round a ring, but what goes over a plane it sums in full first, at twice the traffic.
@@ -75,10 +77,18 @@ def initialize_processes(coordinator: str | None, num_processes: int | None, pro
                 f"--coordinator=auto found no TPU pod, SLURM or MPI surroundings ({error}); pass --coordinator=HOST:PORT "
                 "--num_processes=N --process_id=I"
             ) from error
+        if jax.process_index() == 0:
+            print(exposure_warning(coordinator, None), file=sys.stderr, flush=True)
         return
     if num_processes is None or process_id is None:
         raise MeshError(f"--coordinator={coordinator} needs --num_processes and --process_id as well")
-    jax.distributed.initialize(coordinator, num_processes, process_id)
+    local = is_loopback(coordinator.rpartition(":")[0])
+    if local:
+        keep_gloo_on_loopback()
+    bound = bind_address(coordinator) if process_id == 0 else None
+    if process_id == 0 and not local:
+        print(exposure_warning(coordinator, bound), file=sys.stderr, flush=True)
+    jax.distributed.initialize(coordinator, num_processes, process_id, coordinator_bind_address=bound)
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
