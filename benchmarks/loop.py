@@ -53,7 +53,8 @@ def measure(place: pathlib.Path, steps: int, step_seconds: float) -> dict[str, A
         def numbers(batch: Any) -> Any:
             names = [f"{kind}/{group}" for kind in ("input_tokens", "target_tokens", "loss") for group in batch]
             names += ["loss", "input_tokens", "target_tokens", "padding_share", "grad_norm", "learning_rate"]
-            return dict.fromkeys(names, jnp.ones(())) | {"batch_digest": jnp.zeros(2, jnp.uint32)}
+            none_skipped = dict.fromkeys(("skipped", "skipped_in_a_row"), jnp.zeros((), jnp.int32))
+            return dict.fromkeys(names, jnp.ones(())) | none_skipped | {"batch_digest": jnp.zeros(2, jnp.uint32)}
 
         # The state goes in and comes out, in the same memory, as in the real step.
         pass_on = jax.jit(lambda state, batch: (state, numbers(batch)), donate_argnums=0)

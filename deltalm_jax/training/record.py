@@ -11,39 +11,26 @@ from typing import Any
 from deltalm_jax.data.chunks import VOCABULARY_MODEL, PreparedData
 from deltalm_jax.data.shards import write_atomically
 from deltalm_jax.data.stream import Stream
-from deltalm_jax.training.checkpoint import CheckpointError
+from deltalm_jax.redaction import redact_record
 from deltalm_jax.training.config import Config
 
 
 def describe(config: Config, prepared: PreparedData, compute_dtype: str) -> dict[str, Any]:
-    """What a checkpoint's record says of its run: identity (must not change on resume), vocabulary, versions."""
+    """What a checkpoint's record says of its run: identity (must not change on resume), vocabulary, versions.
+
+    Without secrets: a checkpoint may be given away.
+    """
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    identity = config.identity() | {
+        "data": prepared.manifest["digest"],
+        "vocabulary": prepared.manifest["vocabulary"]["fingerprint"],
+        "compute_dtype": compute_dtype,
+    }
     return {
-        "identity": config.identity() | {"data": prepared.manifest["digest"], "compute_dtype": compute_dtype},
+        "identity": redact_record(identity),
         "vocabulary": prepared.manifest["vocabulary"],
         "versions": {name: version(name) for name in packages} | {"python": platform.python_version()},
     }
-
-
-def check_identity(saved: dict[str, Any], wanted: dict[str, Any], run_dir: pathlib.Path) -> None:
-    """Raises CheckpointError with the differences if a run would go on as another run."""
-    wanted = json.loads(json.dumps(wanted))
-    differences = [
-        f"  {key}: {saved.get(key)!r} in the checkpoint, {wanted.get(key)!r} now"
-        for key in sorted(saved.keys() | wanted.keys())
-        if _in_order(saved.get(key)) != _in_order(wanted.get(key))
-    ]
-    if differences:
-        raise CheckpointError(
-            f"the run in {run_dir} was started with another configuration; going on would make it a different run:\n"
-            + "\n".join(differences)
-            + "\nPut the values back, or start a new run with another --run_dir."
-        )
-
-
-def _in_order(value: Any) -> Any:
-    """A table as its entries in order, which counts: of patterns, the first that fits decides."""
-    return list(value.items()) if isinstance(value, dict) else value
 
 
 def write_record(config: Config, stream: Stream, run_dir: pathlib.Path) -> None:
@@ -51,9 +38,9 @@ def write_record(config: Config, stream: Stream, run_dir: pathlib.Path) -> None:
     `vocabulary.model`, so that a run is a whole model.
 
     In `data.json`, `rate` is the task's share of its objective's examples, and `epochs` how often each of its chunks will
-    have been seen after `TrainConfig.steps` steps.
+    have been seen after `TrainConfig.steps` steps. Secrets are left out of `config.json`.
     """
-    content = {"values": config.values(), "origins": config.origins}
+    content = redact_record({"values": config.values(), "origins": config.origins})
     write_atomically(run_dir / "config.json", json.dumps(content, indent=1) + "\n")
     write_atomically(run_dir / VOCABULARY_MODEL, (stream.prepared.folder / VOCABULARY_MODEL).read_bytes())
     epochs = stream.epochs(config.train.steps)

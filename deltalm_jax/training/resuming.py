@@ -40,7 +40,8 @@ def check_identity(
     Raises:
       CheckpointError: something else differs (with the differences), or a name that is allowed is none.
     """
-    saved, wanted = _defaults() | saved, json.loads(json.dumps(wanted))
+    wanted = json.loads(json.dumps(wanted))
+    saved = {name: value for name, value in _defaults().items() if name in wanted} | saved
     names = sorted(saved.keys() | wanted.keys())
     if unknown := [name for name in allowed if name not in names]:
         raise CheckpointError(

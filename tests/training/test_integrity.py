@@ -123,7 +123,9 @@ def test_a_sound_state_passes(check):
 def test_one_bit_of_one_copy_is_noticed_and_the_device_named(check):
     """Of the slices' two copies of a part, neither is in the majority; of a small leaf's eight, one is."""
     look, state = check
-    with pytest.raises(IntegrityError, match="step 7: copies of params/token_embedding differ: device . of process 0, "):
+    with pytest.raises(
+        IntegrityError, match="step 7: copies of params/token_embedding differ: device . of process 0, "
+    ):
         look(altered(state, flip_lowest_bit), 7)
     small = ("skipped", "total")
     assert state["skipped"]["total"].sharding.is_fully_replicated

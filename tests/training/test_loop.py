@@ -27,6 +27,9 @@ class Watched:
     def __float__(self) -> float:
         return float(np.asarray(self))
 
+    def __int__(self) -> int:
+        return int(np.asarray(self))
+
     def block_until_ready(self) -> Watched:
         self._events.append(("waited for", self._step))
         return self
@@ -44,6 +47,7 @@ def events(tmp_path, monkeypatch) -> list[tuple[str, int]]:
             names = [f"{kind}/{group}" for kind in ("input_tokens", "target_tokens", "loss") for group in batch]
             names += ["loss", "input_tokens", "target_tokens", "padding_share", "grad_norm", "learning_rate"]
             metrics = {name: Watched(np.float32(1.0), number, events) for name in names}
+            metrics |= {name: Watched(np.int32(0), number, events) for name in ("skipped", "skipped_in_a_row")}
             return state, metrics | {"batch_digest": Watched(np.zeros(2, np.uint32), number, events)}
 
         return step

@@ -9,16 +9,19 @@ import pytest
 
 from deltalm_jax.model.config import ModelConfig
 from deltalm_jax.training.flops import Throughput, flops_per_step
+from deltalm_jax.training.guards import Guard, LossSpike, NonFiniteError
 from deltalm_jax.training.metrics import MetricsFile, TensorBoardFile, metrics_line
-from deltalm_jax.training.reporting import NonFiniteError, Reporter, evaluation_lines
+from deltalm_jax.training.reporting import Reporter, evaluation_lines
 
 MODEL = ModelConfig(hidden_size=64, num_heads=1, num_encoder_layers=1, num_decoder_layers=1, vocab_size=1000)
 SHAPES = {"span_corruption": (2, 32, 24)}
 UNKNOWN = Throughput(MODEL, SHAPES, None, "no peak known for devices of kind 'abacus'")
 
 
-def step_metrics(loss: float = 2.0) -> dict[str, np.ndarray]:
+def step_metrics(loss: float = 2.0, skipped: int = 0) -> dict[str, np.ndarray]:
     return {
+        "skipped": np.int32(skipped),
+        "skipped_in_a_row": np.int32(skipped),
         "loss": np.float32(loss),
         "loss/span_corruption": np.float32(3.0),
         "learning_rate": np.float32(0.5),
@@ -51,6 +54,8 @@ def test_a_line():
         "mfu": 0.25,
         "mfu_full_attention": pytest.approx(0.25 * work.total_full_attention / work.total),
         "hfu": pytest.approx(0.25 * padded.total_full_attention / work.total),
+        "skipped": 0,
+        "skipped_in_a_row": 0,
         "batch_digest": "00000001ffffffff",
     }
 
@@ -86,8 +91,11 @@ def test_every_line_is_json_that_any_reader_takes(tmp_path):
     assert json.loads(line, parse_constant=refuse) == {"step": 1, "loss": "nan", "grad_norm": "inf"}
 
 
-def make_reporter(folder, start=0, speaks=True, tensorboard=True):
-    return Reporter(folder, start, 3, log_every=1, tensorboard=tensorboard, throughput=UNKNOWN, speaks=speaks)
+def make_reporter(folder, start=0, speaks=True, tensorboard=True, guard=None):
+    guard = guard or Guard(0, 0.0, 100)
+    return Reporter(
+        folder, start, 3, log_every=1, tensorboard=tensorboard, throughput=UNKNOWN, guard=guard, speaks=speaks
+    )
 
 
 def read_tensorboard(folder) -> dict[str, dict[int, float]]:
@@ -139,12 +147,46 @@ def test_a_step_is_reported_one_step_late_and_flushed_with_its_validation(tmp_pa
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_divergence_is_written_then_raised(tmp_path, bad):
-    reporter = make_reporter(tmp_path)
-    reporter.step(1, step_metrics(bad), 0.0)
-    with pytest.raises(NonFiniteError, match="step 1: loss"):
+def test_an_update_left_out_is_shown_and_one_too_many_written_then_raised(tmp_path, capsys, bad):
+    reporter = make_reporter(tmp_path, guard=Guard(2, 0.0, 100))
+    for number in (1, 2):
+        reporter.step(number, step_metrics(bad, number), 0.0)
         reporter.flush({})
-    assert '"step": 1' in (tmp_path / "metrics.jsonl").read_text()
+    assert (
+        f"WARNING: step 2: loss {bad}, gradient norm 1.5: the update is left out (2 in a row" in capsys.readouterr().out
+    )
+    reporter.step(3, step_metrics(bad, 3), 0.0)
+    with pytest.raises(NonFiniteError, match="step 3: loss .* 3 updates in a row were left out"):
+        reporter.flush({})
+    assert '"step": 3' in (tmp_path / "metrics.jsonl").read_text()
+
+
+def look(guard: Guard, step: int, loss: float, skipped: int = 0) -> str | None:
+    return guard.look({"step": step, "loss": loss, "grad_norm": 1.0, "skipped": skipped, "skipped_in_a_row": skipped})
+
+
+def test_a_spike_is_measured_by_the_median_of_the_losses_before():
+    guard = Guard(2, 3.0, 4, recent=[9.0, 2.0, 2.0])  # the last of an earlier life
+    assert look(guard, 4, 30.0) is None, "nothing is a spike before the window is full"
+    for step, loss in enumerate((2.0, 5.9, 2.0, float("inf")), 5):
+        assert (look(guard, step, loss, skipped=int(loss > 100)) is None) == (loss < 100)
+    assert list(guard.recent) == [30.0, 2.0, 5.9, 2.0], "an update left out is no part of the past"
+    with pytest.raises(LossSpike, match="step 9: the loss leapt to 12, the median before it is 3.95") as spike:
+        look(guard, 9, 12.0)
+    assert (spike.value.step, spike.value.loss) == (9, 12.0)
+    off = Guard(2, 0.0, 4)
+    assert all(look(off, step, 10.0**step) is None for step in range(9))
+
+
+def test_mean_times_are_of_the_steps_since_the_last_call(tmp_path):
+    reporter = make_reporter(tmp_path)
+    assert reporter.mean_times() == (0.0, 0.0, 0.0)
+    for step, waited in ((1, 0.25), (2, 0.75)):
+        reporter.step(step, step_metrics(), waited)
+    whole, host, waited = reporter.mean_times()
+    assert waited == 0.5
+    assert 0 < host <= whole
+    assert reporter.mean_times() == (0.0, 0.0, 0.0)
 
 
 def test_other_processes_are_silent(tmp_path, capsys):
