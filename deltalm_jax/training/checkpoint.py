@@ -1,17 +1,29 @@
 """Checkpoints: orbax writes the arrays, a record written last says that they are whole.
 
-`RUN_DIR/checkpoints/STEP/state/` is orbax's; `RUN_DIR/checkpoints/STEP/record.json` is ours, written after orbax has
-finished, with every file's size and digest. orbax restores flipped bits without a word and takes an empty folder for
-the newest step; so a step counts only if its record verifies, and the newest that does is taken.
+orbax restores flipped bits without a word, casts dtypes without a word, and takes an empty folder for the newest step; so
+a step counts only if its record (`checkpoint_record.py`) verifies, the newest that does is taken, and leaves are compared
+before anything is read. A save goes in this order:
+
+    arrays copied off the devices                   the run waits for this, and for the save before
+    orbax writes them: state.orbax-checkpoint-tmp…, renamed to state
+    all files and folders put on disk, digests taken
+    record.json                                     from here on the step counts
+    record read back, sizes compared                only then
+    older steps retired                             renamed to .deleting-…, then deleted
+
+A failure before the record is on disk removes what was written of that step and touches no other.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
-import json
+import contextlib
+import datetime
 import os
 import pathlib
+import re
 import shutil
+import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -20,75 +32,32 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from deltalm_jax.data.shards import digest_file, sync, write_atomically
-from deltalm_jax.errors import UserError
+from deltalm_jax.data.shards import sync
 from deltalm_jax.fault_points import reached
 from deltalm_jax.parallel.sharding import path_name
+from deltalm_jax.training.checkpoint_record import (
+    RECORD,
+    STATE,
+    CheckpointError,
+    StepRecords,
+    digest_files,
+    files_below,
+    is_removable,
+    printable,
+    step_of,
+    write_record,
+)
 
-FORMAT = 1
+__all__ = ["CheckpointError", "Checkpoints", "SavedSteps", "check_counters", "newest_checkpoint"]
 
 
-class CheckpointError(UserError, RuntimeError):
-    """A checkpoint cannot be written or used; the message names it and says what to do."""
-
-
-class SavedSteps:
-    """The checkpoints of a run directory, to be read; nothing is written or removed.
+class SavedSteps(StepRecords):
+    """The checkpoints of a run directory, to be read, arrays too; nothing is written or removed.
 
     Args:
       directory: `RUN_DIR/checkpoints`.
       warn: takes one line of text when a damaged step is passed over.
     """
-
-    def __init__(self, directory: pathlib.Path, warn: Callable[[str], None]) -> None:
-        self.directory, self.warn = directory.absolute(), warn  # orbax wants an absolute path
-
-    def steps(self) -> list[int]:
-        """Steps that have a record, ascending. What has none was never finished, or is not ours."""
-        return sorted(int(p.parent.name) for p in self.directory.glob("*/record.json") if p.parent.name.isdigit())
-
-    def latest(self) -> dict[str, Any] | None:
-        """The record of the newest step that verifies, or None if there is no checkpoint at all.
-
-        Raises:
-          CheckpointError: there are checkpoints, but none verifies.
-        """
-        steps = self.steps()
-        for step in reversed(steps):
-            try:
-                return self.verify(step)
-            except CheckpointError as error:
-                self.warn(f"WARNING: checkpoint {step} is passed over: {error}")
-        if steps:
-            raise CheckpointError(
-                f"none of the checkpoints in {self.directory} verifies ({', '.join(map(str, steps))}); restore them from a "
-                "copy, or start again in another --run_dir"
-            )
-        return None
-
-    def verify(self, step: int) -> dict[str, Any]:
-        """Reads a step's record and checks every file's size and digest against it.
-
-        Raises:
-          CheckpointError: names the file that is missing, has another size, or another content.
-        """
-        folder = self.directory / str(step)
-        try:
-            record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
-            files, version = record["files"], record["format"]
-        except (OSError, ValueError, KeyError) as error:
-            raise CheckpointError(f"{folder / 'record.json'} cannot be read: {error!r}") from error
-        if version != FORMAT:
-            raise CheckpointError(f"{folder} has checkpoint format {version}; this version reads format {FORMAT}")
-        for name, wanted in files.items():
-            path = folder / name
-            if not path.is_file():
-                raise CheckpointError(f"{path} is missing")
-            if path.stat().st_size != wanted["bytes"]:
-                raise CheckpointError(f"{path} has {path.stat().st_size} bytes, its record says {wanted['bytes']}")
-            if digest_file(path) != wanted["xxh3"]:
-                raise CheckpointError(f"the content of {path} has changed since it was written (digest differs)")
-        return record
 
     def restore_part(self, record: dict[str, Any], part: str, abstract: Any) -> Any:
         """Reads a part of a verified step's state, such as "params", into the shardings of `abstract`.
@@ -114,60 +83,89 @@ class SavedSteps:
             arguments = ocp.args.PyTreeRestore(
                 item=item, restore_args=ocp.checkpoint_utils.construct_restore_args(item), partial_restore=True
             )
-            return orbax.restore(self.directory / str(record["step"]) / "state", args=arguments)[part]
+            restored = orbax.restore(self.folder(record["step"]) / STATE, args=arguments)[part]
+        return _checked(restored, item[part], f"{part} of checkpoint {record['step']}")
 
 
 class Checkpoints(SavedSteps):
-    """The checkpoints of one run directory, to be written and read.
+    """The checkpoints of one run directory, to be written and read. The directory must have no other owner.
+
+    What an earlier run left unfinished is removed. Whatever else is there, links among it, is named and left alone.
 
     Args:
       directory: `RUN_DIR/checkpoints`; made if absent.
       keep: newest steps kept.
       keep_every: steps at multiples of this are kept for good; None keeps none so.
-      warn: takes one line of text when a damaged step is passed over.
+      warn: takes one line of text when something is passed over, removed or left alone.
+
+    Raises:
+      CheckpointError: the directory cannot be made or written to.
     """
 
     def __init__(self, directory: pathlib.Path, keep: int, keep_every: int | None, warn: Callable[[str], None]):
         super().__init__(directory, warn)
         self.keep, self.keep_every = keep, keep_every
         if jax.process_index() == 0:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            for left_over in self.directory.glob(".deleting-*"):
-                shutil.rmtree(left_over)
+            try:
+                self.directory.mkdir(parents=True, exist_ok=True)
+                if not os.access(self.directory, os.W_OK | os.X_OK):
+                    raise PermissionError(None, "no permission to write there")
+                self._clean_up()
+            except OSError as error:
+                raise CheckpointError(f"no checkpoint can be saved in {self.directory}: {_cause(error)}") from error
         self._orbax = ocp.StandardCheckpointer()
         self._commits = concurrent.futures.ThreadPoolExecutor(1, "checkpoint-commit")
         self._pending: concurrent.futures.Future[None] | None = None
+        self._saving, self._ending = -1, ""
 
-    def save(self, step: int, state: Any, about: dict[str, Any]) -> None:
+    def save(self, step: int, state: Any, about: dict[str, Any], *, temporary: bool = False, ending: str = "") -> None:
         """Begins saving; returns when the arrays are copied off the devices. All processes must call it.
 
         Args:
           step: updates done.
           state: tree of (global) arrays.
           about: JSON-able facts for the record (configuration, data …).
+          temporary: whether it is retired as soon as a newer step is saved, and does not count among the `keep`.
+          ending: for the last save of a run, how it ended: "the run finished". Should the save fail, the error then says
+            "the run finished, but step N is not saved: …".
 
         Raises:
-          CheckpointError: the previous save had failed.
+          CheckpointError: the previous save had failed, or this one cannot begin.
         """
         self.wait()
         reached("save/begin", step)
-        folder = self.directory / str(step)
-        if jax.process_index() == 0 and folder.exists():  # unfinished, or damaged and passed over on resume
-            self._remove(folder)
-        # The next step donates these arrays. orbax holds views or copies of them, which jax leaves alone (tested).
-        self._orbax.save(folder / "state", state)
-        record = {"format": FORMAT, "step": step, "leaves": _leaves(state), "about": about}
-        self._pending = self._commits.submit(self._commit, folder, record)
+        folder = self.folder(step)
+        self._saving, self._ending = step, ending
+        record = {
+            "written": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%dT%H:%M:%SZ}",
+            "step": step,
+            "temporary": temporary,
+            "leaves": _leaves(state),
+            "about": about,
+        }
+        try:
+            if jax.process_index() == 0:
+                self._make_way(folder)
+            # The next step donates these arrays. orbax holds views or copies of them, which jax leaves alone (tested).
+            self._orbax.save(folder / STATE, state)
+        except Exception as error:
+            self._discard(folder)
+            raise self._failure(error) from error
+        self._pending = self._commits.submit(self._commit_or_discard, folder, record)
 
     def wait(self) -> None:
-        """Blocks until the pending save is on disk with its record; raises CheckpointError if it failed."""
+        """Blocks until the pending save is on disk with its record.
+
+        Raises:
+          CheckpointError: it failed. Names the folder and the cause; older steps are as they were.
+        """
         pending, self._pending = self._pending, None
         if pending is None:
             return
         try:
             pending.result()
         except Exception as error:
-            raise CheckpointError(f"the checkpoint begun last was not saved: {error}") from error
+            raise self._failure(error) from error
 
     def check(self) -> None:
         """Raises CheckpointError as soon as a pending save is known to have failed; never blocks."""
@@ -175,10 +173,12 @@ class Checkpoints(SavedSteps):
             self.wait()
 
     def close(self) -> None:
-        """Waits for the pending save and frees orbax's threads."""
-        self.wait()
-        self._commits.shutdown()
-        self._orbax.close()
+        """Waits for the pending save and frees orbax's threads; raises CheckpointError if the save failed."""
+        try:
+            self.wait()
+        finally:
+            self._commits.shutdown()
+            self._orbax.close()
 
     def restore(self, record: dict[str, Any], abstract: Any) -> Any:
         """Reads the arrays of a verified step into the shardings of `abstract`.
@@ -190,39 +190,114 @@ class Checkpoints(SavedSteps):
         Raises:
           CheckpointError: the trees differ; names the leaves.
         """
-        _check_leaves(record["leaves"], _leaves(abstract), f"checkpoint {record['step']}")
-        return self._orbax.restore(self.directory / str(record["step"]) / "state", abstract)
+        what = f"checkpoint {record['step']}"
+        _check_leaves(record["leaves"], _leaves(abstract), what)
+        return _checked(self._orbax.restore(self.folder(record["step"]) / STATE, abstract), abstract, what)
+
+    def _commit_or_discard(self, folder: pathlib.Path, record: dict[str, Any]) -> None:
+        try:
+            self._commit(folder, record)
+        except Exception:
+            self._discard(folder)
+            raise
+        reached("save/retire", record["step"])
+        try:
+            self._prune(record["step"])
+        except OSError as error:
+            self.warn(f"WARNING: step {record['step']} is saved, but an older one cannot be removed: {_cause(error)}")
 
     def _commit(self, folder: pathlib.Path, record: dict[str, Any]) -> None:
         self._orbax.wait_until_finished()
-        reached("save/written", record["step"])
+        step = record["step"]
+        reached("save/written", step)
         if jax.process_index() != 0:
             return
-        paths = sorted(p for p in (folder / "state").rglob("*") if p.is_file())
-        for path in paths:  # the record must not reach the disk before what it vouches for
-            sync(path)
+        names = files_below(folder)
+        # The record must not reach the disk before what it vouches for: contents, then the names of these.
+        for place in [*names, *sorted({str(pathlib.Path(name).parent) for name in names}, reverse=True), ""]:
+            sync(folder / place)
+        sync(self.directory)
+        digests = digest_files(folder, names)
         record["files"] = {
-            str(p.relative_to(folder)): {"bytes": p.stat().st_size, "xxh3": digest_file(p)} for p in paths
+            name: {"bytes": (folder / name).stat().st_size, "xxh3": digest} for name, digest in digests.items()
         }
-        reached("save/record", record["step"])
-        write_atomically(folder / "record.json", json.dumps(record, indent=1))
-        reached("save/retire", record["step"])
-        self._prune(record["step"])
+        reached("save/record", step)
+        write_record(folder, record)
+        # The digests are of what was read back just now, so sizes do; the record itself is read, by its own digest.
+        self.verify(step, digests=False)
+
+    def _failure(self, error: Exception) -> CheckpointError:
+        saved, step = self.steps(), self._saving
+        what = (
+            f"step {step} is saved, but older ones cannot be retired" if step in saved else f"step {step} is not saved"
+        )
+        left = f"the newest saved step is {saved[-1]}" if saved else "no step is saved"
+        return CheckpointError(
+            f"{f'{self._ending}, but ' if self._ending else ''}{what}: {_cause(error)} ({self.folder(step)}; {left})"
+        )
+
+    def _discard(self, folder: pathlib.Path) -> None:
+        """Removes what a failed save has left of its step, as far as that can be done."""
+        with contextlib.suppress(Exception):
+            self._orbax.wait_until_finished()
+        if jax.process_index() == 0 and os.path.lexists(folder) and is_removable(folder):
+            try:
+                self._remove(folder)
+            except OSError as error:
+                self.warn(f"WARNING: {folder} is left unfinished: {_cause(error)}")
+
+    def _clean_up(self) -> None:
+        """Removes what killed runs left: half-deleted steps, and steps that have no record."""
+        for entry in sorted(self.directory.iterdir()):
+            unfinished = step_of(entry) is not None and not os.path.lexists(entry / RECORD)
+            if re.fullmatch(r"\.deleting-[0-9]+-[0-9a-f]+", entry.name) and not entry.is_symlink():
+                shutil.rmtree(entry)
+            elif unfinished and is_removable(entry):
+                self.warn(f"WARNING: checkpoint {entry.name} was never finished, and is removed")
+                self._remove(entry)
+            elif step_of(entry) is None or unfinished:
+                self.warn(f"WARNING: {printable(entry)} is no checkpoint of this run's: it is ignored")
+
+    def _make_way(self, folder: pathlib.Path) -> None:
+        """Removes an unfinished or damaged step (passed over on resume) of this name; sets anything else aside."""
+        if not os.path.lexists(folder):
+            return
+        if is_removable(folder):
+            self._remove(folder)
+            return
+        number = 1
+        while os.path.lexists(aside := folder.with_name(f"{folder.name}.set-aside-{number}")):
+            number += 1
+        folder.rename(aside)
+        self.warn(f"WARNING: {folder} was no checkpoint of this run's: it is now {aside}")
 
     def _prune(self, newest: int) -> None:
-        """Applies the keep rules to steps up to `newest`, just saved; removes what never was, or is no longer, a checkpoint.
+        """Applies the keep rules to steps up to `newest`, just saved; removes what is no longer a checkpoint.
 
-        Later steps are damaged ones that resuming has passed over: counted in, they would push out good ones.
+        Later steps are damaged ones that resuming has passed over: counted in, they would push out good ones, as would
+        older ones that have lost a file since.
         """
-        whole = [step for step in self.steps() if step <= newest]
-        kept = {*whole[-self.keep :], *(s for s in whole if self.keep_every and s % self.keep_every == 0)}
-        for folder in self.directory.iterdir():
-            if folder.name.isdigit() and int(folder.name) not in kept:
+        kept, whole = {newest}, 0
+        for step in sorted((step for step in self.steps() if step <= newest), reverse=True):
+            if self.keep_every and step % self.keep_every == 0:
+                kept.add(step)
+            if whole < self.keep and self._is_lasting(step):
+                kept.add(step)
+                whole += 1
+        for folder in sorted(self.directory.iterdir()):
+            if (step_of(folder) not in {None, *kept}) and is_removable(folder):
                 self._remove(folder)
+
+    def _is_lasting(self, step: int) -> bool:
+        """Whether a step has all its files, and is not a temporary one."""
+        try:
+            return not self.verify(step, digests=False).get("temporary")
+        except CheckpointError:
+            return False
 
     def _remove(self, folder: pathlib.Path) -> None:
         # Renamed first: a kill in the middle must not leave a half-deleted step under a name that counts.
-        away = folder.with_name(f".deleting-{folder.name}-{os.getpid()}")
+        away = folder.with_name(f".deleting-{folder.name}-{uuid.uuid4().hex}")
         folder.rename(away)
         reached("save/delete", int(folder.name))
         shutil.rmtree(away)
@@ -234,7 +309,61 @@ def newest_checkpoint(checkpoints: Checkpoints) -> dict[str, Any] | None:
         return checkpoints.latest()
     chosen = (checkpoints.latest() or {"step": -1})["step"] if jax.process_index() == 0 else -1
     chosen = int(multihost_utils.broadcast_one_to_all(np.int32(chosen)))
-    return None if chosen < 0 else checkpoints.verify(chosen)
+    # Process 0 has read all of it; the others need not read it all again.
+    return None if chosen < 0 else checkpoints.verify(chosen, digests=jax.process_index() == 0)
+
+
+def check_counters(state: Any, record: dict[str, Any]) -> None:
+    """Compares the counters of a restored state, which must all have counted the same updates.
+
+    Args:
+      state: a training state with "step", "optimizer" and, where steps can be skipped, "skipped" {"total", …}. All int32
+        scalars named "count" of the optimizer count the updates that were not skipped.
+      record: the record of its checkpoint.
+
+    Raises:
+      CheckpointError: they disagree; names the leaf and the numbers.
+    """
+    step = record["step"]
+    skipped = int(state["skipped"]["total"]) if "skipped" in state else 0
+    wanted = {"step": (int(state["step"]), step)}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state["optimizer"]):
+        name = path_name(path)
+        if name.rpartition("/")[2] == "count" and leaf.dtype == np.int32 and np.shape(leaf) == ():
+            wanted[f"optimizer/{name}"] = int(leaf), step - skipped
+    wrong = [f"{name} is {found}, expected {right}" for name, (found, right) in wanted.items() if found != right]
+    if not 0 <= skipped <= step:
+        wrong.append(f"skipped/total is {skipped}, of {step} steps")
+    if wrong:
+        raise CheckpointError(
+            f"the state of checkpoint {step} is at odds with itself: {'; '.join(wrong)} (its record says step {step}, of "
+            f"which {skipped} were skipped); move that step away to go on from an older one"
+        )
+
+
+def _checked(restored: Any, abstract: Any, what: str) -> Any:
+    """The restored tree, if every leaf has the dtype and the sharding asked for: orbax would cast without a word."""
+    for (path, leaf), target in zip(
+        jax.tree_util.tree_leaves_with_path(restored), jax.tree.leaves(abstract), strict=True
+    ):
+        if leaf.dtype != target.dtype or leaf.shape != target.shape:
+            raise CheckpointError(
+                f"{what}: {path_name(path)} was read as {leaf.dtype}{list(leaf.shape)}, not as "
+                f"{target.dtype}{list(target.shape)}"
+            )
+        if target.sharding is not None and not leaf.sharding.is_equivalent_to(target.sharding, leaf.ndim):
+            raise CheckpointError(f"{what}: {path_name(path)} was read onto {leaf.sharding}, not {target.sharding}")
+    return restored
+
+
+def _cause(error: BaseException) -> str:
+    """What went wrong, readable: the system's words where it was the system's doing, else the first line."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{printable(error.filename)}: {error.strerror}" if error.filename else error.strerror
+    text = str(error) or repr(error)
+    if code := re.search(r"os_error_code='([0-9]+)'", text):  # TensorStore's, after a page of its own state
+        return os.strerror(int(code[1]))
+    return printable(text.partition("\n")[0])
 
 
 def _leaves(tree: Any) -> dict[str, list[Any]]:

@@ -117,7 +117,7 @@ def test_another_format_is_named(checkpoints):
     checkpoints.wait()
     path = checkpoints.directory / "5" / "record.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
-    with pytest.raises(CheckpointError, match="has checkpoint format 99; this version reads format 1"):
+    with pytest.raises(CheckpointError, match=r"has checkpoint format 99; this version .* reads format 2"):
         checkpoints.verify(5)
 
 
@@ -142,7 +142,7 @@ def test_a_failed_write_is_reported_at_the_next_step(checkpoints, monkeypatch):
     checkpoints.save(5, make_state(make_mesh(MeshConfig())), {})
     while not checkpoints._pending.done():
         pass
-    with pytest.raises(CheckpointError, match="not saved: No space left on device"):
+    with pytest.raises(CheckpointError, match=r"step 5 is not saved: No space .*checkpoints/5; no step is saved"):
         checkpoints.check()
     assert checkpoints.steps() == []
 
