@@ -9,9 +9,11 @@ from typing import Any
 
 import tensorboardX
 from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.record_writer import register_writer_factory
 
 from deltalm_jax.data.shards import write_atomically
 from deltalm_jax.training.flops import Throughput
+from deltalm_jax.training.steady_file import LogError, SteadyFile
 
 
 def metrics_line(step: int, metrics: Any, seconds: float, waited: float, throughput: Throughput) -> dict[str, Any]:
@@ -56,27 +58,48 @@ class MetricsFile:
     Args:
       path: the file.
       resume_step: lines of later steps are dropped (they will be written again, with equal values).
+
+    Raises:
+      LogError: the file cannot be written now. Later that is no error: see `SteadyFile`.
     """
 
     def __init__(self, path: pathlib.Path, resume_step: int):
         kept = []
-        if path.exists():
-            for line in path.read_bytes().split(b"\n"):
+        try:
+            for line in path.read_bytes().split(b"\n") if path.exists() else ():
                 try:
                     if json.loads(line)["step"] <= resume_step:
                         kept.append(line + b"\n")
-                except (ValueError, KeyError):  # a kill can leave half a line at the end
+                except (ValueError, KeyError, TypeError):  # a kill can leave half a line at the end
                     continue
-        write_atomically(path, b"".join(kept).decode("utf-8"))
-        self._file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 - lives as long as the run
+            write_atomically(path, b"".join(kept).decode("utf-8"))
+        except OSError as error:
+            raise LogError(f"{path}: cannot be written: {error.strerror or error}") from error
+        self._file = SteadyFile(path)
 
     def write(self, line: dict[str, Any]) -> None:
         """Writes one line. Numbers that JSON has no word for (nan, inf) become strings."""
         plain = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
-        self._file.write(json.dumps(plain) + "\n")
+        self._file.write(json.dumps(plain).encode() + b"\n")
+        self._file.flush()
 
     def close(self) -> None:
         self._file.close()
+
+
+class _SteadyFiles:
+    """How tensorboardX is to open files. Its own raise where the disk is full, in a thread: the run would wait for ever."""
+
+    PREFIX = "steady"
+
+    def open(self, path: str) -> SteadyFile:
+        return SteadyFile(pathlib.Path(path.removeprefix(f"{self.PREFIX}:")))
+
+    def directory_check(self, path: str) -> None:
+        pathlib.Path(path.removeprefix(f"{self.PREFIX}:")).mkdir(parents=True, exist_ok=True)
+
+
+register_writer_factory(_SteadyFiles.PREFIX, _SteadyFiles())
 
 
 class TensorBoardFile:
@@ -85,14 +108,23 @@ class TensorBoardFile:
     Args:
       folder: where the event file goes.
       resume_step: TensorBoard will pass over what earlier files in the folder say of later steps.
+
+    Raises:
+      LogError: the file cannot be made now. Later that is no error: see `SteadyFile`.
     """
 
     def __init__(self, folder: pathlib.Path, resume_step: int):
         purge_step = resume_step + 1 if resume_step else None
-        # By itself the writer names its file by the second, and would write over one of the same second.
-        self._writer = tensorboardX.SummaryWriter(
-            str(folder), purge_step=purge_step, flush_secs=30, filename_suffix=f".from-{resume_step}"
-        )
+        place = f"{_SteadyFiles.PREFIX}:{folder}"
+        try:
+            # By itself the writer names its file by the second, and would add to one of the same second.
+            self._writer = tensorboardX.SummaryWriter(
+                place, purge_step=purge_step, flush_secs=30, filename_suffix=f".from-{resume_step}"
+            )
+        except OSError as error:
+            if isinstance(error, LogError):
+                raise
+            raise LogError(f"{folder}: cannot be made for TensorBoard: {error.strerror or error}") from error
 
     def write(self, line: dict[str, Any]) -> None:
         """Writes one line; what is no number (digests, reasons) is left out."""
