@@ -2,7 +2,9 @@
 
 gin's own parser reads the grammar. The values are bound here, not in gin's global registry: so a configuration is a
 return value, two can live in one process, and each value knows its file and line. What gin would let pass silently is
-an error: a name bound twice in one file, scopes, references, an import outside the project, a misspelt field.
+an error: a name bound twice in one file, scopes, references, an import outside the project, a misspelt field, a macro
+that nothing uses. And nothing that a file says is run, but for the imports that are allowed: values are literals, and an
+include names a file in the working directory, beside the file or shipped.
 """
 
 from __future__ import annotations
@@ -50,10 +52,14 @@ class _Macro:
 
 
 class _Delegate(config_parser.ParserDelegate):
+    def __init__(self) -> None:
+        self.referred: set[str] = set()
+
     def configurable_reference(self, scoped_configurable_name: str, evaluate: bool) -> Any:
         raise ConfigError(f"references such as @{scoped_configurable_name} are not used here: write the value itself")
 
     def macro(self, macro_name: str) -> Any:
+        self.referred.add(macro_name)
         return _Macro(macro_name)
 
 
@@ -64,6 +70,7 @@ class _Bindings:
     values: dict[str, Any] = dataclasses.field(default_factory=dict)
     macros: dict[str, Any] = dataclasses.field(default_factory=dict)
     origins: dict[str, str] = dataclasses.field(default_factory=dict)
+    referred: set[str] = dataclasses.field(default_factory=set)
 
 
 def load(gin_files: Sequence[str], overrides: Iterable[str] = (), allow_imports: Sequence[str] = ()) -> Config:
@@ -85,6 +92,11 @@ def load(gin_files: Sequence[str], overrides: Iterable[str] = (), allow_imports:
         _read_file(find(name), bindings, allowed)
     for override in overrides:
         _bind_override(override, bindings)
+    for name in sorted(bindings.macros.keys() - bindings.referred):
+        raise ConfigError(
+            f"{bindings.origins[name]}: {name!r} is used nowhere: a macro is used as %{name}, and a field is bound as "
+            f"Class.{name}"
+        )
     sections = {name: _build(name, cls, bindings) for name, cls in CLASSES.items()}
     # Whose code would run.
     modules = {
@@ -122,16 +134,35 @@ def find(name: str, beside: pathlib.Path | None = None) -> pathlib.Path:
     )
 
 
+def _find_included(name: str, beside: pathlib.Path, where: str) -> pathlib.Path:
+    """The file that an include names: a configuration from elsewhere has no business with other files than its own."""
+    if "://" in name:
+        raise ConfigError(f"{where}: include {name!r}: nothing is fetched from a network; copy the file")
+    if pathlib.PurePath(name).is_absolute() or ".." in pathlib.PurePath(name).parts:
+        raise ConfigError(
+            f"{where}: include {name!r}: name a file in the working directory, beside this one or shipped, without '..' "
+            f"(or pass both: --gin_file={name} --gin_file={where.rpartition(':')[0]})"
+        )
+    try:
+        return find(name, beside)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: include: {error}") from None
+
+
 def _read_file(path: pathlib.Path, bindings: _Bindings, allowed: Sequence[str], including: bool = True) -> None:
     seen: dict[str, int] = {}
     first = True
     label = path.name if path.parent == _SHIPPED else str(path)
-    for statement in _statements(path.read_text(encoding="utf-8"), label):
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{label}: cannot be read as UTF-8 text: {error}") from None
+    for statement in _statements(text, label, bindings):
         where = f"{label}:{statement.location.line_num}"
         if isinstance(statement, config_parser.IncludeStatement):
             if not first or not including:
                 raise ConfigError(f"{where}: one include at most, as the file's first statement, and not nested")
-            _read_file(find(statement.filename, path.parent), bindings, allowed, including=False)
+            _read_file(_find_included(statement.filename, path.parent, where), bindings, allowed, including=False)
         elif isinstance(statement, config_parser.ImportStatement):
             _import(statement.module, allowed, where)
         elif isinstance(statement, config_parser.BindingStatement):
@@ -143,10 +174,13 @@ def _read_file(path: pathlib.Path, bindings: _Bindings, allowed: Sequence[str], 
         first = False
 
 
-def _statements(text: str, name: str) -> list[Any]:
+def _statements(text: str, name: str, bindings: _Bindings) -> list[Any]:
     """All statements of a gin text. Raises ConfigError with the line of a syntax error."""
+    delegate = _Delegate()
     try:
-        return list(config_parser.ConfigParser(io.StringIO(text), _Delegate()))
+        statements = list(config_parser.ConfigParser(io.StringIO(text), delegate))
+        bindings.referred |= delegate.referred
+        return statements
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from None
     except SyntaxError as error:
@@ -183,6 +217,7 @@ def _key(statement: config_parser.BindingStatement, where: str) -> str:
 def _bind(key: str, value: Any, bindings: _Bindings, where: str) -> None:
     if "." not in key:
         bindings.macros[key] = value
+        bindings.origins[key] = where
         return
     _field(key, where)
     bindings.values[key] = value
@@ -213,7 +248,7 @@ def _bind_override(override: str, bindings: _Bindings) -> None:
         raise ConfigError(f"{where}: write --gin.Class.field=value")
     field = _field(key, where)
     try:
-        statements = _statements(f"{key} = {text}\n", where)
+        statements = _statements(f"{key} = {text}\n", where, bindings)
         value = statements[0].value
     except (ConfigError, IndexError):
         if "str" not in str(field.type):
