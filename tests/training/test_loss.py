@@ -149,6 +149,16 @@ def test_bfloat16_stays_near_float32(arrays):
     np.testing.assert_allclose(value, plain(SMOOTHED, hidden, table, targets, weights), rtol=0.02)
 
 
+@pytest.mark.parametrize("scale", [1e3, 1e6, 1e15])
+def test_logits_far_beyond_what_exp_can_bear_give_finite_numbers(arrays, scale):
+    """Logits are float32 and their largest is subtracted first, so `exp` never overflows, in bfloat16 runs too."""
+    hidden, table, targets, weights = arrays
+    low, high = (scale * hidden).astype(jnp.bfloat16), (scale * table).astype(jnp.bfloat16)
+    (value, _), *gradients = blocked(blocks_of(6, LossConfig()), low, high, targets, weights)
+    assert value > scale
+    assert all(np.isfinite(np.asarray(g, np.float32)).all() for g in gradients)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
