@@ -104,10 +104,13 @@ def fetch(
     Raises:
       DownloadError: the server has no such file or cannot be reached (after some attempts, each of which goes on where the
         one before stopped); the file is larger than `max_bytes`, not of the kind its name says, or another one than
-        `sha256` says; the disk is too small; or another process is fetching it.
+        `sha256` says; the disk is too small; another process is fetching it; or its part is a symbolic link.
       KeyboardInterrupt: the part stays, for the next time.
     """
     part = path.with_name(path.name + ".part")
+    for name in (part, _state_path(path)):
+        if name.is_symlink():
+            raise DownloadError(f"{name}: is a symbolic link, through which nothing is written; remove it")
     with part.open("ab+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -300,9 +303,14 @@ def _open(url: str, method: str, headers: dict[str, str]) -> Iterator[Any]:
 
 
 def _check_url(url: str) -> str:
-    """The host of a URL that may be fetched: https, or http on this machine, where nobody can listen in."""
+    """The host of a URL that may be fetched: https, or http on this machine, where nobody can listen in.
+
+    Not one with a password: it would stand in the record of downloads.
+    """
     parts = urllib.parse.urlsplit(url)
     host = parts.hostname or ""
+    if parts.username is not None or parts.password is not None:
+        raise DownloadError(f"{parts.scheme}://…@{host}: a URL with a user's name or password is not fetched")
     if not host or not (parts.scheme == "https" or (parts.scheme == "http" and host in _LOOPBACK)):
         raise DownloadError(f"{url}: only https is fetched")
     return host

@@ -1,4 +1,7 @@
-"""A whole run with secrets all round it: begun, interrupted, gone on with and failed, it leaves and prints none of them."""
+"""A whole run with secrets all round it: begun, interrupted, gone on with and failed, it leaves and prints none of them.
+
+And what it leaves is for the user alone, where the user's umask says so.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +53,9 @@ def left(tmp_path_factory):
         "refused": [python, "-m", "deltalm_jax.train", *refused],
     }
     return run_dir, {
-        name: subprocess.run(command, env=environment, capture_output=True, timeout=300, cwd=root, check=False)
+        name: subprocess.run(
+            command, env=environment, capture_output=True, timeout=300, cwd=root, umask=0o077, check=False
+        )
         for name, command in commands.items()
     }
 
@@ -80,3 +85,10 @@ def test_what_is_recorded(left):
     assert any("checkpoints" in path.parts for path in files)
     assert {path: found for path in files if (found := secrets_in(path.read_bytes()))} == {}
     assert secrets_in("".join(map(str, files)).removeprefix(str(run_dir)).encode()) == []
+
+
+def test_what_is_written_is_for_whom_the_umask_says(left):
+    run_dir, _ = left
+    paths = [run_dir, *run_dir.rglob("*")]
+    assert len(paths) > 10
+    assert {str(path): oct(path.stat().st_mode) for path in paths if path.stat().st_mode & 0o077} == {}
