@@ -140,6 +140,8 @@ def read_record(folder: pathlib.Path) -> dict[str, Any]:
     try:
         record = json.loads(data)
         wrong = [key for key, kind in _KEYS.items() if type(record[key]) is not kind]
+        if not wrong and not all(type(f) is dict and {"bytes", "xxh3"} <= f.keys() for f in record["files"].values()):
+            wrong = ["files"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{printable(path)} is no record of a checkpoint: {error!r}") from error
     if wrong:
