@@ -5,10 +5,13 @@ RUN_DIR ?= runs/pretrain_tiny
 # Of tests, each with up to 3 GB.
 WORKERS ?= 2
 BIN = $(VENV)/bin
+# Of `make lock` and `make audit`, apart from what they look at.
+TOOLS ?= .venv_tools
+TOOL_VERSIONS = uv==0.13.9 pip-audit==2.10.1
 # Each by name: pdoc leaves out the modules of a package that says what it exports. Those that need torch are left out.
 MODULES = $(subst /,.,$(patsubst %.py,%,$(patsubst %/__init__.py,%,$(sort $(shell find deltalm_jax tasks -name '*.py' -not -path 'tasks/sample/*' -not -name '*_deltalm.py')))))
 
-.PHONY: help setup pretrain test test-torch test-tpu test-slow lint docs verify bench clean
+.PHONY: help setup setup-locked lock audit pretrain test test-torch test-tpu test-slow lint docs verify bench clean
 
 help:
 	@echo "make pretrain    set up, then pretrain a tiny DeltaLM on the shipped sample (again: goes on where it stopped)"
@@ -17,6 +20,9 @@ help:
 	@echo "make test-tpu    installs libtpu too, then compiles for TPU pods (no TPU is needed)"
 	@echo "make test-slow   the tests and the longer soaks"
 	@echo "make lint        ruff, mypy and shellcheck"
+	@echo "make setup-locked  set up for development with exactly the files of requirements.lock, by their sha256"
+	@echo "make lock        write requirements.lock anew, from setup.cfg and constraints.txt"
+	@echo "make audit       look up the packages of requirements.lock in the database of vulnerabilities (network)"
 	@echo "make docs        reference of all modules, from their docstrings, into build/docs"
 	@echo "make verify      print each claim of the README beside what this machine measures"
 	@echo "make bench       the training step's speed at two sizes (beside PyTorch where it is installed)"
@@ -34,6 +40,30 @@ $(VENV)/.development: $(VENV)/.base
 	@touch $@
 
 setup: $(VENV)/.base
+
+# The project itself is built without isolation, with the locked setuptools: else pip would fetch one that nobody has locked.
+setup-locked: requirements.lock
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $(VENV)/.base $(VENV)/.development
+
+$(TOOLS):
+	@$(PYTHON) -m venv $@.new
+	@$@.new/bin/python -m pip install --quiet --disable-pip-version-check $(TOOL_VERSIONS)
+	@mv $@.new $@
+
+# For Python 3.11 to 3.13 on Linux and macOS alike. Hashes of all files that the index has of a version, and no index's address.
+lock: $(TOOLS)
+	@$(TOOLS)/bin/python -m uv pip compile setup.cfg --extra test --extra lint --constraint constraints.txt --universal \
+	  --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --custom-compile-command 'make lock' \
+	  --quiet --output-file requirements.lock > /dev/null
+
+# --strict: a package that could not be looked up is a failure, not a line of the table.
+audit: $(TOOLS)
+	@$(TOOLS)/bin/python -m pip_audit --strict --require-hashes --disable-pip --progress-spinner off -r requirements.lock || { \
+	  echo "make audit: something was found, or the database could not be asked about everything (offline, or behind a mirror" \
+	    "of the index that does not answer for it). This is no pass; the lines above say which." >&2; exit 1; }
 
 # Huge pages for malloc: on a CPU, a third of a step went into page faults of XLA's temporary memory.
 pretrain: $(VENV)/.base
@@ -79,4 +109,4 @@ bench: $(VENV)/.development
 	@$(BIN)/python -m benchmarks.train_step --json --d_model 384 --d_ff 1536 --num_heads 12 --num_encoder_layers 12 --num_decoder_layers 6 --vocab_size 250112 --batch_size 2
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(TOOLS) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
