@@ -1,4 +1,7 @@
-"""Checkpoints of a small state: exact, resharded, kept by rule, refused by name, and untouched by later steps."""
+"""Checkpoints of a small state: exact, resharded, kept by rule, refused by name, and untouched by later steps.
+
+What goes wrong on disk is in `test_checkpoint_record.py` (reading) and `test_checkpoint_directory.py` (writing).
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,15 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from deltalm_jax.data.shards import write_atomically
 from deltalm_jax.parallel.mesh import MeshConfig, make_mesh
-from deltalm_jax.training.checkpoint import CheckpointError, Checkpoints
+from deltalm_jax.parallel.sharding import path_name
+from deltalm_jax.training.checkpoint import CheckpointError, Checkpoints, check_counters
 
 
 def make_state(mesh, value: float = 1.0):
@@ -82,6 +87,18 @@ def test_keep_rules(checkpoints):
     assert checkpoints.steps() == [10, 20, 30, 35], "the newest two, and multiples of ten for good"
 
 
+def test_temporary_steps_do_not_count_among_the_kept_and_go_with_the_next(checkpoints):
+    state = make_state(make_mesh(MeshConfig()))
+    for step, temporary in ((5, False), (15, False), (16, True)):
+        checkpoints.save(step, state, {}, temporary=temporary)
+    checkpoints.wait()
+    assert checkpoints.steps() == [5, 15, 16]
+    checkpoints.save(17, state, {}, temporary=True)
+    checkpoints.wait()
+    assert checkpoints.steps() == [5, 15, 17]
+    assert checkpoints.latest()["step"] == 17
+
+
 def test_a_damaged_later_step_does_not_push_out_the_one_just_saved(tmp_path, warnings):
     """Keep one; 40 is damaged, so the run went back to 35 and now saves 37."""
     state = make_state(make_mesh(MeshConfig()))
@@ -137,20 +154,80 @@ def test_trees_are_compared_leaf_by_leaf_before_anything_is_read(checkpoints):
     assert "step: checkpoint int32[], this run has no such leaf" in message
 
 
-def test_a_failed_write_is_reported_at_the_next_step(checkpoints, monkeypatch):
-    monkeypatch.setattr(checkpoints, "_commit", lambda *_: (_ for _ in ()).throw(OSError("No space left on device")))
-    checkpoints.save(5, make_state(make_mesh(MeshConfig())), {})
-    while not checkpoints._pending.done():
-        pass
-    with pytest.raises(CheckpointError, match=r"step 5 is not saved: No space .*checkpoints/5; no step is saved"):
-        checkpoints.check()
-    assert checkpoints.steps() == []
+def test_dtypes_and_shardings_are_those_asked_for_or_it_is_refused(checkpoints, monkeypatch):
+    """orbax would cast without a word. What it gives back is looked at, too."""
+    mesh = make_mesh(MeshConfig(data=2, fsdp=4))
+    state = make_state(mesh)
+    checkpoints.save(5, state, {})
+    checkpoints.wait()
+    record, target = checkpoints.latest(), abstract(state)
+    for dtype in (jnp.bfloat16, jnp.float16):
+        other = abstract(state)
+        other["optimizer"][0] = jax.ShapeDtypeStruct((8,), dtype, sharding=target["optimizer"][0].sharding)
+        with pytest.raises(CheckpointError, match=rf"optimizer/0: checkpoint float32\[8\], this run {dtype.__name__}"):
+            checkpoints.restore(record, other)
+        with pytest.raises(CheckpointError, match=rf"0: checkpoint float32\[8\], this run {dtype.__name__}"):
+            checkpoints.restore_part(record, "optimizer", other["optimizer"])
+    restore = checkpoints._orbax.restore
+
+    def cast(*arguments):
+        restored = restore(*arguments)
+        return restored | {"optimizer": [restored["optimizer"][0].astype(jnp.bfloat16)]}
+
+    monkeypatch.setattr(checkpoints._orbax, "restore", cast)
+    with pytest.raises(CheckpointError, match=r"optimizer/0 was read as bfloat16\[8\], not as float32\[8\]"):
+        checkpoints.restore(record, target)
+
+    def gather(*arguments):
+        restored = restore(*arguments)
+        return restored | {"params": jax.device_put(restored["params"], NamedSharding(mesh, P()))}
+
+    monkeypatch.setattr(checkpoints._orbax, "restore", gather)
+    with pytest.raises(CheckpointError, match=r"params/kernel was read onto .*not .*data_x"):
+        checkpoints.restore(record, target)
 
 
-def test_left_over_deletions_are_finished(tmp_path):
-    (tmp_path / ".deleting-5-1").mkdir(parents=True)
-    Checkpoints(tmp_path, 1, None, print).close()
-    assert list(tmp_path.iterdir()) == []
+def counted(step, count, skipped=None):
+    """A state of real optimizers' with these counters."""
+    params = {"w": jnp.ones(3)}
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3), optax.scale_by_schedule(lambda n: 1.0))
+    fresh = optimizer.init(params)
+    state = jax.tree.map(lambda x: jnp.int32(count) if x.dtype == jnp.int32 else x, fresh)
+    assert sum(x.dtype == jnp.int32 for x in jax.tree.leaves(fresh)) >= 2
+    more = {} if skipped is None else {"skipped": {"total": jnp.int32(skipped), "in_a_row": jnp.int32(0)}}
+    return {"params": params, "optimizer": state, "step": jnp.int32(step)} | more
+
+
+@pytest.mark.parametrize(("step", "count", "skipped"), [(7, 7, None), (7, 7, 0), (7, 4, 3), (0, 0, 0)])
+def test_counters_that_agree(step, count, skipped):
+    check_counters(counted(step, count, skipped), {"step": step})
+
+
+@pytest.mark.parametrize(
+    ("step", "count", "skipped", "message"),
+    [
+        (6, 7, None, "step is 6, expected 7"),
+        (7, 6, 0, "optimizer/1/0/count is 6, expected 7"),
+        (7, 7, 1, "optimizer/1/0/count is 7, expected 6"),
+        (7, 8, -1, "skipped/total is -1, of 7 steps"),
+        (7, 0, 8, "skipped/total is 8, of 7 steps"),
+    ],
+)
+def test_counters_that_disagree_are_named_with_their_numbers(step, count, skipped, message):
+    with pytest.raises(CheckpointError, match=f"checkpoint 7 is at odds with itself: .*{message}"):
+        check_counters(counted(step, count, skipped), {"step": 7})
+
+
+def test_one_of_several_optimizer_counters_is_enough():
+    state = counted(7, 7)
+    places = jax.tree_util.tree_leaves_with_path(state["optimizer"])
+    counters = [path for path, leaf in places if leaf.dtype == jnp.int32]
+    for wrong in counters:
+        optimizer = jax.tree_util.tree_map_with_path(
+            lambda path, leaf, wrong=wrong: leaf + 1 if path == wrong else leaf, state["optimizer"]
+        )
+        with pytest.raises(CheckpointError, match=rf"{path_name(wrong)} is 8, expected 7 \("):
+            check_counters(state | {"optimizer": optimizer}, {"step": 7})
 
 
 def test_atomic_write_replaces_the_whole(tmp_path):
