@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import pathlib
 import shlex
 import sys
 from collections.abc import Sequence
 
 from deltalm_jax import redaction
+from deltalm_jax.errors import UserError
+from deltalm_jax.training.faults import EXIT_INTERRUPTED, Stopped, StopRequest
 
 _DESCRIPTION = """
 Pretrain a DeltaLM, or go on pretraining it: run the same command again and the run goes on from its newest checkpoint.
@@ -24,7 +27,8 @@ examples:
       --gin.DataConfig.vocabulary=sentencepiece.bpe.model
 
 --dry_run shows every value that can be set, and where each came from. What they mean: docs/training.md.
-Ctrl-C and SIGTERM save at the next step and end the run with the exit codes 130 and 75.
+Ctrl-C and SIGTERM save at the next step and end the run with the exit codes 130 and 75; a run that hangs, or of whose
+processes one is lost, ends with the exit code 70. The same command goes on from the newest checkpoint.
 """
 
 
@@ -88,38 +92,75 @@ def main(arguments: Sequence[str] | None = None) -> int:
     redaction.install()
     arguments = sys.argv[1:] if arguments is None else arguments
     flags, bindings = parse_arguments(arguments)
+    to_go_on = f"to go on:\n  {shlex.join(['python', '-m', 'deltalm_jax.train', *arguments])}"
+    try:
+        with StopRequest() as stop_request:
+            return _run(flags, bindings, stop_request, to_go_on)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except Stopped as stopped:
+        print(f"{stopped}: stopped before the first step; nothing is lost", flush=True)
+        print(to_go_on, flush=True)
+        return stopped.exit_code
+    except KeyboardInterrupt:
+        print("interrupted; what was saved before is kept, nothing after it", file=sys.stderr)
+        return EXIT_INTERRUPTED
 
+
+def _run(flags: argparse.Namespace, bindings: list[str], stop_request: StopRequest, to_go_on: str) -> int:
     # Imported late: `--help` should not wait for jax.
     import jax
 
-    from deltalm_jax.errors import UserError
-    from deltalm_jax.parallel.mesh import initialize_processes
     from deltalm_jax.training.gin_files import load
     from deltalm_jax.training.loop import train
     from deltalm_jax.training.ownership import owned
     from deltalm_jax.training.prepared import open_or_prepare
+    from deltalm_jax.training.watch import watching
 
-    try:
-        config = load(flags.gin_file, bindings, flags.allow_import)
-        if flags.dry_run:
-            from deltalm_jax.training.dry_run import dry_run
+    config = load(flags.gin_file, bindings, flags.allow_import)
+    if flags.dry_run:
+        from deltalm_jax.training.dry_run import dry_run
 
-            dry_run(config)
-            return 0
-        prepared = open_or_prepare(config, alone=flags.coordinator is None)
-        initialize_processes(flags.coordinator, flags.num_processes, flags.process_id)
-        run_dir = flags.run_dir or pathlib.Path("runs", config.name)
-        with owned(run_dir):
-            code = train(config, prepared, run_dir, flags.profile_steps, flags.allow_config_change)
+        dry_run(config)
+        return 0
+    run_dir = flags.run_dir or pathlib.Path("runs", config.name)
+    with contextlib.ExitStack() as stack:
+        numbered = flags.coordinator != "auto"  # else the process learns its number when it joins
+        if numbered:
+            stack.enter_context(owned(run_dir, flags.process_id))
+        prepared = open_or_prepare(config, alone=flags.coordinator is None, run=stop_request.run)
+        _join(flags, stop_request)
+        stop_request.train_from_here()
+        watch = stack.enter_context(watching(stop_request, config.train.hang_limit))
+        if not numbered:
+            stack.enter_context(owned(run_dir, jax.process_index()))
+        code = train(config, prepared, run_dir, flags.profile_steps, flags.allow_config_change, watch)
         if code and jax.process_index() == 0:
-            print(f"to go on:\n  {shlex.join(['python', '-m', 'deltalm_jax.train', *arguments])}", flush=True)
-        return code
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted; what was saved before is kept, nothing after it", file=sys.stderr)
-        return 130
+            print(to_go_on, flush=True)
+    return code
+
+
+def _join(flags: argparse.Namespace, stop_request: StopRequest) -> None:
+    """Joins the processes of the run; says who is missing if they do not all come."""
+    from deltalm_jax.parallel.mesh import JOIN_SECONDS, initialize_processes
+    from deltalm_jax.training.coordination import answers
+
+    def late() -> str:
+        address, of = flags.coordinator, f"of {flags.num_processes}"
+        if address == "auto":
+            missing = "at least one is missing"
+        elif flags.process_id == 0 or answers(address):
+            missing = f"process 0 is there ({address}), so at least one other {of} is missing"
+        else:
+            missing = f"process 0 is missing: nothing answers at {address}"
+        return f"error: the processes of the run have not come together in {JOIN_SECONDS} s: {missing}"
+
+    if flags.coordinator is None:
+        initialize_processes(None, flags.num_processes, flags.process_id)
+        return
+    with stop_request.ends_at_once("stopped before the first step; nothing is lost", JOIN_SECONDS, late):
+        initialize_processes(flags.coordinator, flags.num_processes, flags.process_id)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import itertools
 import math
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,6 +22,14 @@ from deltalm_jax.parallel.listening import bind_address, exposure_warning, is_lo
 # libtpu scatters a sum round a ring, but what goes over a plane it sums in full first, at twice the traffic.
 DATA_AXES = ("data_x", "data_y", "data_z")
 AXES = ("slice", *DATA_AXES, "fsdp", "tensor")
+
+# The processes of a run may start minutes apart. jax itself aborts the process where it gives up: later than we do.
+JOIN_SECONDS = 300
+_TIMEOUTS: Any = {
+    "initialization_timeout": JOIN_SECONDS + 30,
+    # At the end, all processes have been heard of (`training.peers`) before jax's own barrier.
+    "shutdown_timeout_seconds": 30,
+}
 
 
 class MeshError(UserError, ValueError):
@@ -71,7 +80,7 @@ def initialize_processes(coordinator: str | None, num_processes: int | None, pro
         return
     if coordinator == "auto":
         try:
-            jax.distributed.initialize()
+            jax.distributed.initialize(**_TIMEOUTS)
         except (ValueError, RuntimeError) as error:
             raise MeshError(
                 f"--coordinator=auto found no TPU pod, SLURM or MPI surroundings ({error}); pass --coordinator=HOST:PORT "
@@ -88,7 +97,7 @@ def initialize_processes(coordinator: str | None, num_processes: int | None, pro
     bound = bind_address(coordinator) if process_id == 0 else None
     if process_id == 0 and not local:
         print(exposure_warning(coordinator, bound), file=sys.stderr, flush=True)
-    jax.distributed.initialize(coordinator, num_processes, process_id, coordinator_bind_address=bound)
+    jax.distributed.initialize(coordinator, num_processes, process_id, coordinator_bind_address=bound, **_TIMEOUTS)
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:

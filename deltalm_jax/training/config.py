@@ -198,6 +198,8 @@ class TrainConfig:
       spike_window: steps that the median is of.
       skipped_data: batches to leave out, {first: one past the last}, counted from 0; what a run left out itself is in its
         checkpoints and in RUN_DIR/rewinds.jsonl, and given here it makes another run take the same batches.
+      hang_limit: seconds that a step may take before the process is taken to hang: it then prints where all its threads are,
+        and ends with exit code 70. Restoring, compiling, validating and saving may take six times as long. 0: off.
       accumulation_steps: microbatches that the batch is worked off in, for less memory; loss and update are the same
         (to rounding). Each batch size must divide by this times the devices that share it.
       tensorboard: whether the numbers of `metrics.jsonl` also go to RUN_DIR/tensorboard.
@@ -220,6 +222,7 @@ class TrainConfig:
     spike_factor: float = operational(0.0)
     spike_window: int = operational(100)
     skipped_data: dict[int, int] = dataclasses.field(default_factory=dict)
+    hang_limit: float = operational(600.0)
     accumulation_steps: int = operational(1)
     tensorboard: bool = operational(True)
     compilation_cache: bool = operational(True)
@@ -246,6 +249,8 @@ class TrainConfig:
                 raise ValueError(f"TrainConfig.{name} must be at least 1 or None, found {value}")
         if self.checkpoint_minutes is not None and self.checkpoint_minutes <= 0:
             raise ValueError(f"TrainConfig.checkpoint_minutes must be above 0 or None, found {self.checkpoint_minutes}")
+        if self.hang_limit < 0:
+            raise ValueError(f"TrainConfig.hang_limit must not be negative, found {self.hang_limit}")
         if self.spike_factor and self.spike_factor <= 1:
             raise ValueError(f"TrainConfig.spike_factor must be above 1, or 0 for off, found {self.spike_factor}")
         try:

@@ -1,24 +1,87 @@
-"""Requests to stop: SIGTERM (preemption) and SIGINT (Ctrl-C) end the run at the next step boundary, with a checkpoint."""
+"""How a run ends before its time: requests to stop (SIGTERM, SIGINT), and exit codes that tell a scheduler why."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import select
 import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
-import jax
-from jax.experimental import multihost_utils
+from deltalm_jax import redaction
+
+# jax is imported late: handlers are to be in place as soon as the process runs.
 
 # BSD's EX_TEMPFAIL: "try again later". Schedulers can tell it from failure (1) and from success (0).
 EXIT_PREEMPTED = 75
 EXIT_INTERRUPTED = 130
+# BSD's EX_SOFTWARE: this process hung, or ended because another process of the run was lost or failed.
+EXIT_LOST = 70
+GO_ON = "It ends; started again, the run goes on from its newest checkpoint"
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Stopped(BaseException):
+    """Raised in the main thread by a signal that comes while there is nothing yet to save.
+
+    Attributes:
+      signal: what came.
+    """
+
+    def __init__(self, number: signal.Signals) -> None:
+        super().__init__(number.name)
+        self.signal = number
+
+    @property
+    def exit_code(self) -> int:
+        """75 for SIGTERM, 130 for SIGINT."""
+        return exit_code_of(self.signal)
+
+
+def exit_code_of(number: signal.Signals) -> int:
+    """The exit code of a run that this signal has stopped."""
+    return EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_PREEMPTED
+
+
+def end_now(code: int, text: str) -> None:
+    """Ends the process at once, from whichever thread, with a last message; waits for nobody.
+
+    Args:
+      code: exit code.
+      text: last words, for stderr; secrets are taken out.
+    """
+    # Another thread may hold the streams' locks for good.
+    flusher = threading.Thread(target=_flush, daemon=True)
+    flusher.start()
+    flusher.join(1.0)
+    os.write(2, redaction.redact_record(f"{text}\n").encode())
+    os._exit(code)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+
+
+def _process_count() -> int:
+    import jax
+
+    return jax.process_count()
 
 
 class StopRequest:
     """Notes signals; `at_boundary()` says whether to stop here. Use as a context manager: handlers are put back on leaving.
 
-    With several processes a signal to any one of them stops all at the same step: jax.distributed listens for SIGTERM,
-    and SIGINT is handed on to it. A second SIGINT while the first is being honoured raises KeyboardInterrupt.
+    Before `train_from_here()`, a signal raises `Stopped`: there is nothing to save. From then on, it is noted only, and
+    the run stops at the next boundary. With several processes a signal to any one of them then stops all at the same
+    step: jax.distributed listens for SIGTERM, and SIGINT is handed on to it. A second SIGINT raises KeyboardInterrupt; a
+    second SIGTERM does nothing, so that it does not end the last save.
     """
 
     def __init__(self) -> None:
@@ -26,12 +89,11 @@ class StopRequest:
         self.signal: signal.Signals | None = None
         self._stopped = False
         self._previous: dict[signal.Signals, object] = {}
+        self._training = False
+        self._child: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> StopRequest:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            # jax.distributed has a SIGTERM notifier of its own, which `at_boundary` asks.
-            if number == signal.SIGTERM and jax.process_count() > 1:
-                continue
+        for number in _SIGNALS:
             self._previous[number] = signal.signal(number, self._note)
         return self
 
@@ -42,13 +104,75 @@ class StopRequest:
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.signal == signal.SIGINT and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.signal = self.signal or signal.Signals(number)
-        if jax.process_count() > 1:
+        again, self.signal = self.signal is not None, self.signal or signal.Signals(number)
+        if self._child is not None:
+            self._child.send_signal(signal.SIGINT)  # which commands of this project take as a request to stop
+        elif not self._training and not again:
+            raise Stopped(self.signal)
+        elif self._training and number == signal.SIGINT and _process_count() > 1:
             os.kill(os.getpid(), signal.SIGTERM)
+
+    def train_from_here(self) -> None:
+        """From now on signals are noted, and raise nothing. The processes of the run are joined."""
+        self._training = True
+        if _process_count() == 1:  # joined by jax.distributed, a single process has its SIGTERM notifier too
+            signal.signal(signal.SIGTERM, self._note)
+
+    def run(self, command: Sequence[str]) -> int:
+        """Runs a command to its end and returns its exit code. A signal is handed on, and the end waited for all the same.
+
+        Raises:
+          Stopped: a signal came meanwhile.
+        """
+        # In a process group of its own: Ctrl-C on a terminal would reach it twice.
+        self._child = subprocess.Popen(command, process_group=0)
+        try:
+            code = self._child.wait()
+        except BaseException:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._child.pid, signal.SIGKILL)
+            raise
+        finally:
+            self._child = None
+        if self.signal is not None:
+            raise Stopped(self.signal)
+        return code
+
+    @contextlib.contextmanager
+    def ends_at_once(self, text: str, limit: float, late: Callable[[], str]) -> Iterator[None]:
+        """Inside, a signal ends the process at once with its exit code: for a call that does not come back to Python.
+
+        Args:
+          text: what the process says after the signal's name.
+          limit: seconds after which the process ends with exit code 70.
+          late: what it says then.
+        """
+        reading, writing = os.pipe()
+        os.set_blocking(writing, False)
+        previous = signal.set_wakeup_fd(writing)
+
+        def wait() -> None:
+            if not select.select([reading], [], [], limit)[0]:
+                end_now(EXIT_LOST, late())
+            for number in os.read(reading, 1):
+                if number in _SIGNALS:
+                    end_now(exit_code_of(signal.Signals(number)), f"{signal.Signals(number).name}: {text}")
+
+        thread = threading.Thread(target=wait, name="signals", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(previous)
+            os.close(writing)
+            thread.join()
+            os.close(reading)
 
     def at_boundary(self) -> bool:
         """Whether to stop after this step. To be asked after each; all processes get the same answer at the same step."""
-        if jax.process_count() > 1:
+        if _process_count() > 1:
+            from jax.experimental import multihost_utils
+
             # Numbered from 1 in every process: jax lets a signal that came before the first of these calls stop the run at
             # the one numbered 1, and at no other. Steps will not do, for a run may go back to an earlier one.
             self._asked += 1
@@ -62,6 +186,6 @@ class StopRequest:
     @property
     def exit_code(self) -> int:
         """Exit code that tells a scheduler why the run ended: 0, 75 (preempted) or 130 (interrupted)."""
-        if not self._stopped:
+        if not self._stopped or self.signal is None:
             return 0
-        return EXIT_INTERRUPTED if self.signal == signal.SIGINT else EXIT_PREEMPTED
+        return exit_code_of(self.signal)

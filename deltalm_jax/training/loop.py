@@ -36,6 +36,8 @@ from deltalm_jax.training.reporting import Reporter
 from deltalm_jax.training.resuming import check_identity, note_rewind, place_in_data
 from deltalm_jax.training.starting_point import start_from_model
 from deltalm_jax.training.step import State, abstract_state, initial_state, make_eval_step, make_train_step
+from deltalm_jax.training.watch import Watch, unwatched
+from deltalm_jax.training.watchdog import LONG
 
 # To one checkpoint: data that leap each time are not at fault.
 _MAX_REWINDS = 5
@@ -58,7 +60,7 @@ class _Run:
     checkpoints: Checkpoints
     speed: Throughput
     profiler: Profiler
-    stop_request: StopRequest
+    watch: Watch
 
 
 @dataclasses.dataclass
@@ -78,6 +80,7 @@ def train(
     run_dir: pathlib.Path,
     profile_steps: tuple[int, int] | None = None,
     allowed_changes: Sequence[str] = (),
+    watch: Watch | None = None,
 ) -> int:
     """Trains, or goes on training, until `steps` (or `stop_at_step`, or a signal).
 
@@ -91,6 +94,7 @@ def train(
       run_dir: folder for checkpoints, metrics and the effective configuration; made if absent.
       profile_steps: first and last step of a profiler trace, written to RUN_DIR/profile.
       allowed_changes: names of identity fields that may differ from the checkpoint's.
+      watch: what looks after the run; None for nothing.
 
     Returns:
       The process's exit code: 0 when the run got where it should, otherwise `StopRequest.exit_code`.
@@ -100,7 +104,7 @@ def train(
       NonFiniteError: training diverged. The last checkpoint precedes it.
       IntegrityError: the devices do not agree on the state.
     """
-    began = time.monotonic()
+    began, watch = time.monotonic(), watch or unwatched()
     options, batch_sizes = config.train, config.data.objective_batch_sizes
     stop = options.stop_at_step or options.steps
 
@@ -124,10 +128,10 @@ def train(
     devices = jax.devices()
     checkpoints = Checkpoints(run_dir / "checkpoints", options.keep_checkpoints, options.keep_checkpoint_every, print)
     with (
-        StopRequest() as stop_request,  # outermost: a second signal must not end the last save
         contextlib.closing(checkpoints),
         contextlib.closing(Profiler(profile_steps, run_dir / "profile")) as profiler,
         jax.set_mesh(mesh),
+        watch.peers.telling(),  # innermost: closing the others may wait for other processes
     ):
         reached("start")
         run = _Run(
@@ -138,7 +142,7 @@ def train(
             checkpoints=checkpoints,
             speed=throughput(config.model, config.step_shapes(), devices[0].device_kind, len(devices), compute_dtype),
             profiler=profiler,
-            stop_request=stop_request,
+            watch=watch,
         )  # fmt: skip
         place = _newest_place(run, about, allowed_changes, prepared, abstract)
         if jax.process_index() == 0:
@@ -159,7 +163,7 @@ def train(
                 place = dataclasses.replace(back, order=order)
     if jax.process_index() == 0:
         print(words, flush=True)
-    return stop_request.exit_code
+    return watch.stop_request.exit_code
 
 
 def _newest_place(
@@ -167,6 +171,7 @@ def _newest_place(
 ) -> _Place:
     """The newest checkpoint that verifies, or the start of the run."""
     config, checkpoints = run.config, run.checkpoints
+    run.watch.watchdog.phase("restore", LONG)
     record = newest_checkpoint(checkpoints)
     if record is not None:
         reached("restore", record["step"])
@@ -189,6 +194,9 @@ def _newest_place(
 def _steps(run: _Run, place: _Place, device: jax.Device, compute_dtype: str) -> str:
     """All steps from a place on. Returns the run's last words; raises LossSpike where it has to go back."""
     config, options, start, stop = run.config, run.config.train, place.step, run.last_step
+    stop_request, watchdog = run.watch.stop_request, run.watch.watchdog
+    if start < stop and stop_request.at_boundary():  # asked to while it was restored: do not compile first
+        return _last_words(stop_request, start, start, options.steps, run.run_dir)
     batch_sizes = config.data.objective_batch_sizes
     rows = {name: process_rows(size, run.mesh) for name, size in batch_sizes.items()}
     guard = Guard(options.max_skipped_in_a_row, options.spike_factor, options.spike_window, place.recent_losses)
@@ -209,6 +217,7 @@ def _steps(run: _Run, place: _Place, device: jax.Device, compute_dtype: str) -> 
     ):
         _say_where(run, start, device, compute_dtype, reporter)
         for step, batch in enumerate(batches, start + 1):
+            watchdog.phase(f"step {step}", LONG if step == start + 1 else 1.0)  # the first step is compiled
             run.profiler.before(step)
             with jax.transfer_guard("disallow"):  # all that a step needs is on the devices already
                 state, metrics = run.train_step(state, batch)
@@ -222,17 +231,19 @@ def _steps(run: _Run, place: _Place, device: jax.Device, compute_dtype: str) -> 
             run.checkpoints.check()
             reached("step", step)
 
-            stopping = run.stop_request.at_boundary() or step == stop
+            stopping = stop_request.at_boundary() or step == stop
             evaluating = step == options.steps or _is_due(step, options.eval_every)
             scheduled = _is_due(step, options.checkpoint_every) or step == options.steps
             late = _is_due(step, options.check_every) and _look_at_the_whole(run, reporter, state, step, saved_at)
             saving = scheduled or stopping or late
             if evaluating:
+                watchdog.phase(f"validation after step {step}", LONG)
                 reached("evaluate", step)
                 epochs = {f"epochs/{t}": n for t, n in run.stream.epochs(place.order.batch_of(step)).items()}
                 evaluation = run.evaluate(state.get("ema", state["params"]))
                 reporter.flush(evaluation | epochs, by_group=step == options.steps)
             if saving:
+                watchdog.phase(f"save of step {step}", LONG)
                 reporter.flush({})
                 run.check(state, step)
                 data = {"skipped": place.order.as_json(), "next_batch": place.order.batch_of(step)}
@@ -243,9 +254,10 @@ def _steps(run: _Run, place: _Place, device: jax.Device, compute_dtype: str) -> 
             if evaluating or saving:
                 reporter.restart_clock()
             if stopping:
+                watchdog.phase("close", LONG)
                 reached("close", step)
                 break
-    return _last_words(run.stop_request, start, saved, options.steps, run.run_dir)
+    return _last_words(stop_request, start, saved, options.steps, run.run_dir)
 
 
 def _look_at_the_whole(run: _Run, reporter: Reporter, state: State, step: int, saved_at: float) -> bool:
@@ -288,6 +300,8 @@ def _is_due(step: int, every: int) -> bool:
 def _last_words(stop_request: StopRequest, start: int, saved: int, steps: int, run_dir: pathlib.Path) -> str:
     if stop_request.exit_code and stop_request.signal:
         name = stop_request.signal.name
+        if saved == start:
+            return f"{name}: stopped before step {start + 1:,}; nothing is lost"
         return f"{name}: stopped after step {saved:,}, checkpoint saved"
     if saved == start:
         return f"nothing to do: step {start:,} of {steps:,} is reached already. More: --gin.TrainConfig.steps=…"

@@ -10,8 +10,6 @@ import socket
 import time
 from collections.abc import Iterator
 
-import jax
-
 from deltalm_jax.errors import UserError
 
 
@@ -20,10 +18,16 @@ class RunDirectoryError(UserError, RuntimeError):
 
 
 @contextlib.contextmanager
-def owned(run_dir: pathlib.Path) -> Iterator[None]:
+def owned(run_dir: pathlib.Path, process_id: int | None) -> Iterator[None]:
     """Makes the run directory if need be and holds `RUN_DIR/.lock` while a run writes there.
 
-    The lock is the operating system's (`flock`): it ends with the process, however that ends, so none is ever stale.
+    The lock is the operating system's (`flock`): it ends with the process, however that ends, so none is ever stale. Over
+    NFS it holds between hosts only where the server and both hosts support that (NFSv4, or NFSv3 with its lock service,
+    not mounted with `nolock`); elsewhere two hosts can both take it, and nothing here can tell.
+
+    Args:
+      run_dir: the run's folder.
+      process_id: this process's number; of several, the first takes the lock for all. None for a run of one process.
 
     Raises:
       RunDirectoryError: it cannot be made, or is in use; names host, process and start of the run that holds it.
@@ -32,7 +36,7 @@ def owned(run_dir: pathlib.Path) -> Iterator[None]:
         run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunDirectoryError(f"--run_dir={run_dir} cannot be made: {error}") from error
-    if jax.process_index() != 0:  # the first process of several writes for all
+    if process_id:  # the first process of several writes for all
         yield
         return
     with open(run_dir / ".lock", "a+", encoding="utf-8") as file:

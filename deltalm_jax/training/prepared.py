@@ -7,6 +7,7 @@ import pathlib
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 
 from deltalm_jax.data.chunks import MANIFEST, PreparedData, PreparedDataError
 from deltalm_jax.data.filters import FilterConfig
@@ -46,12 +47,24 @@ def prepare_command(config: Config, folder: pathlib.Path) -> list[str]:
     return command + filter_flags(config.filters)
 
 
-def open_or_prepare(config: Config, alone: bool = True) -> PreparedData:
+def run_command(command: Sequence[str]) -> int:
+    """Runs a command to its end; returns its exit code."""
+    return subprocess.run(command, check=False).returncode
+
+
+def open_or_prepare(
+    config: Config, alone: bool = True, run: Callable[[Sequence[str]], int] = run_command
+) -> PreparedData:
     """The run's prepared data, checked against its configuration.
 
     Absent data is prepared here (in a process of its own: Beam and TensorFlow stay out of the training process) if the
     corpora are at most `DataConfig.prepare_limit_mb` compressed and the run has one process (`alone`). How large Tasks of
     one's own are (`DataConfig.task_module`) is not known before they are read.
+
+    Args:
+      config: the run's configuration.
+      alone: the run has one process.
+      run: runs a command line and returns its exit code.
 
     Raises:
       PreparedDataError: there is no data and nothing to make it from, it is too large to make in passing (the message
@@ -62,13 +75,13 @@ def open_or_prepare(config: Config, alone: bool = True) -> PreparedData:
     """
     folder = prepared_folder(config)
     if not (folder / MANIFEST).exists():
-        _prepare(config, folder, alone)
+        _prepare(config, folder, alone, run)
     prepared = PreparedData.open(folder)
     check(config, prepared)
     return prepared
 
 
-def _prepare(config: Config, folder: pathlib.Path, alone: bool) -> None:
+def _prepare(config: Config, folder: pathlib.Path, alone: bool, run: Callable[[Sequence[str]], int]) -> None:
     data = config.data
     if data.data_dir is None and data.task_module is None:
         raise PreparedDataError(
@@ -101,7 +114,7 @@ def _prepare(config: Config, folder: pathlib.Path, alone: bool) -> None:
         )
     reached("prepare")
     print(f"preparing {data.mixture} into {folder}:\n  {shown}", flush=True)
-    if (code := subprocess.run(command, check=False).returncode) != 0:
+    if (code := run(command)) != 0:
         raise SystemExit(code)  # it has said why
 
 
