@@ -15,6 +15,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from benchmarks.checkpoint import one_save
 from deltalm_jax.data.shards import write_atomically
 from deltalm_jax.parallel.mesh import MeshConfig, make_mesh
 from deltalm_jax.parallel.sharding import path_name
@@ -228,6 +229,15 @@ def test_one_of_several_optimizer_counters_is_enough():
         )
         with pytest.raises(CheckpointError, match=rf"{path_name(wrong)} is 8, expected 7 \("):
             check_counters(state | {"optimizer": optimizer}, {"step": 7})
+
+
+def test_the_benchmarks_parts_add_up_to_the_whole(checkpoints):
+    times = one_save(checkpoints, 5, make_state(make_mesh(MeshConfig())))
+    assert checkpoints.latest()["step"] == 5
+    whole = times.pop("save")
+    assert set(times) == {"stopped", "arrays", "digests", "record", "retiring"}
+    assert sum(times.values()) == pytest.approx(whole)
+    assert min(times.values()) >= 0
 
 
 def test_atomic_write_replaces_the_whole(tmp_path):
