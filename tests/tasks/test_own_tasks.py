@@ -347,6 +347,12 @@ def test_an_unknown_objective() -> None:
             r"ModuleNotFoundError: No module named 'no_such_package' .*line 1\)",
         ),
         ("mine_broken", "def broken(:\n", "task module 'mine_broken' fails: SyntaxError"),
+        (
+            "mine_twice",
+            "import seqio\nimport tasks\n\nfor source in [seqio.TextLineDataSource({'train': 'x'})] * 2:\n    tasks.add_task("
+            "'twice', source, objective='span_corruption', language='de', vocabulary='sample', preprocessors=[])\n",
+            r"task module 'mine_twice' fails: ValueError: .*duplicate.* twice .*mine_twice\.py, line 5\)",
+        ),
     ],
 )
 def test_a_module_that_cannot_be_imported(

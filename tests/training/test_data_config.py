@@ -20,7 +20,7 @@ from deltalm_jax.training.config import DataConfig
 from deltalm_jax.training.gin_files import ConfigError, load
 from deltalm_jax.training.prepared import check, prepare_command
 from tests.support import runs
-from tests.support.toy_data import write_toy_data
+from tests.support.toy_data import SAMPLE_VOCABULARY, write_toy_data
 
 SC, TSC = "span_corruption", "translation_span_corruption"
 
@@ -113,6 +113,18 @@ def test_data_of_other_lengths_is_refused(tmp_path):
     more = dataclasses.replace(plain, data=dataclasses.replace(plain.data, num_sentinels=101))
     with pytest.raises(PreparedDataError, match=r"DataConfig.num_sentinels is 101, but .* was prepared with 100"):
         check(more, prepared)
+
+
+def test_data_of_another_vocabulary_of_the_same_size_is_refused(tmp_path):
+    """Ids that mean other pieces would look like a model that learns badly."""
+    prepared = write_toy_data(tmp_path / "data", runs.TOY_TASKS)
+    same = tmp_path / "renamed.model"
+    same.write_bytes(SAMPLE_VOCABULARY.read_bytes())
+    check(load(["pretrain_tiny.gin"], [*runs.SMALL, f"DataConfig.vocabulary={same}"]), prepared)
+    other = tmp_path / "other.model"
+    other.write_bytes(SAMPLE_VOCABULARY.read_bytes()[:-1] + b"x")
+    with pytest.raises(PreparedDataError, match=r"DataConfig.vocabulary is .*other.model, but .* with another model"):
+        check(load(["pretrain_tiny.gin"], [*runs.SMALL, f"DataConfig.vocabulary={other}"]), prepared)
 
 
 def test_filters_go_to_the_preparation_and_are_compared_with_its(tmp_path):
