@@ -14,10 +14,30 @@ import pytest
 
 from deltalm_jax.parallel import listening, mesh
 from tests.support import runs
+from tests.support.toy_data import write_toy_data
 
-# Joins a run as `train` does, takes part in a sum, and says where this very process listens.
-JOIN = """
-import pathlib, sys
+# Where this very process listens.
+LOOK = r"""
+import os, pathlib
+
+def look():
+    inodes = set()
+    for entry in pathlib.Path("/proc/self/fd").iterdir():
+        try:
+            inodes.add(str(entry.readlink()))
+        except OSError:
+            pass
+    for table in ("tcp", "tcp6"):
+        for line in pathlib.Path("/proc/net", table).read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and f"socket:[{fields[9]}]" in inodes:
+                print("listens", fields[1])
+    print("looked", flush=True)
+"""
+# Joins a run as `train` does, and takes part in a sum.
+JOIN = f"""
+{LOOK}
+import sys
 import numpy as np
 from deltalm_jax.parallel.mesh import initialize_processes
 
@@ -26,18 +46,22 @@ import jax
 from jax.experimental import multihost_utils
 
 assert multihost_utils.process_allgather(np.array([jax.process_index()])).ravel().tolist() == [0, 1]
-inodes = set()
-for entry in pathlib.Path("/proc/self/fd").iterdir():
-    try:
-        inodes.add(str(entry.readlink()))
-    except OSError:
-        pass
-for table in ("tcp", "tcp6"):
-    for line in pathlib.Path("/proc/net", table).read_text().splitlines()[1:]:
-        fields = line.split()
-        if fields[3] == "0A" and f"socket:[{fields[9]}]" in inodes:
-            print("listens", fields[1])
+look()
 multihost_utils.sync_global_devices("both have looked")
+"""
+TRAIN = f"""
+{LOOK}
+import socket, sys
+from deltalm_jax import fault_points, train
+
+def at(point, step):
+    if (point, step) == ("step", 3):
+        look()
+        with socket.create_server(("127.0.0.1", 0)):
+            look()
+
+fault_points.install(at)
+sys.exit(train.main(sys.argv[1:]))
 """
 
 
@@ -104,6 +128,23 @@ def test_processes_joined_over_loopback_listen_nowhere_else(host, renamed):
         assert set(found) <= allowed
     ports = {line.split()[1].partition(":")[2] for line in outputs[0][0].splitlines() if line.startswith("listens")}
     assert f"{int(coordinator.rpartition(':')[2]):04X}" in ports, "the coordinator was looked at"
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc/net/tcp").exists(), reason="needs Linux's /proc")
+def test_a_run_of_one_process_listens_nowhere(tmp_path):
+    """With TensorBoard's files and a profiler's trace in the making. What would be found is shown by a server at the end."""
+    write_toy_data(tmp_path / "data", runs.TOY_TASKS)
+    flags = runs.command(tmp_path / "run", tmp_path / "data", "TrainConfig.steps=4", "--profile_steps=2,4")[3:]
+    done = subprocess.run(
+        [sys.executable, "-c", TRAIN, *flags],
+        env=runs.environment(), capture_output=True, text=True, timeout=300, cwd=tmp_path, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "tensorboard").is_dir()
+    assert (tmp_path / "run" / "profile").is_dir()
+    in_the_run, with_a_server = done.stdout.split("looked\n")[:2]
+    assert "listens" not in in_the_run
+    assert with_a_server.count("listens") == 1
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "127.8.8.8"])
