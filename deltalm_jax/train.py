@@ -7,11 +7,18 @@ import contextlib
 import pathlib
 import shlex
 import sys
+import time
 from collections.abc import Sequence
+from typing import NoReturn
 
 from deltalm_jax import redaction
 from deltalm_jax.errors import UserError
-from deltalm_jax.training.faults import EXIT_INTERRUPTED, Stopped, StopRequest
+from deltalm_jax.training.faults import EXIT_INTERRUPTED, Stopped, StopRequest, end_now
+
+# A run whose processes end one after another, started again: its address may still be taken for so long.
+_FREE_SECONDS = 60.0
+# A process that fails before it has joined the others waits so long for them, to tell them.
+_TELL_SECONDS = 60.0
 
 _DESCRIPTION = """
 Pretrain a DeltaLM, or go on pretraining it: run the same command again and the run goes on from its newest checkpoint.
@@ -114,24 +121,28 @@ def _run(flags: argparse.Namespace, bindings: list[str], stop_request: StopReque
 
     from deltalm_jax.training.gin_files import load
     from deltalm_jax.training.loop import train
-    from deltalm_jax.training.ownership import owned
+    from deltalm_jax.training.ownership import RunDirectoryError, owned
     from deltalm_jax.training.prepared import open_or_prepare
     from deltalm_jax.training.watch import watching
 
-    config = load(flags.gin_file, bindings, flags.allow_import)
-    if flags.dry_run:
-        from deltalm_jax.training.dry_run import dry_run
-
-        dry_run(config)
-        return 0
-    run_dir = flags.run_dir or pathlib.Path("runs", config.name)
     with contextlib.ExitStack() as stack:
         numbered = flags.coordinator != "auto"  # else the process learns its number when it joins
-        if numbered:
-            stack.enter_context(owned(run_dir, flags.process_id))
-        prepared = open_or_prepare(config, alone=flags.coordinator is None, run=stop_request.run)
+        try:
+            config = load(flags.gin_file, bindings, flags.allow_import)
+            if flags.dry_run:
+                from deltalm_jax.training.dry_run import dry_run
+
+                dry_run(config)
+                return 0
+            run_dir = flags.run_dir or pathlib.Path("runs", config.name)
+            if numbered:
+                stack.enter_context(owned(run_dir, flags.process_id))
+            prepared = open_or_prepare(config, alone=flags.coordinator is None, run=stop_request.run)
+        except UserError as error:
+            if flags.coordinator is not None and not flags.dry_run and not isinstance(error, RunDirectoryError):
+                _join_to_tell(flags, stop_request, error)
+            raise
         _join(flags, stop_request)
-        stop_request.train_from_here()
         watch = stack.enter_context(watching(stop_request, config.train.hang_limit))
         if not numbered:
             stack.enter_context(owned(run_dir, jax.process_index()))
@@ -159,8 +170,48 @@ def _join(flags: argparse.Namespace, stop_request: StopRequest) -> None:
     if flags.coordinator is None:
         initialize_processes(None, flags.num_processes, flags.process_id)
         return
+    if flags.process_id == 0:
+        _wait_until_free(flags.coordinator)
     with stop_request.ends_at_once("stopped before the first step; nothing is lost", JOIN_SECONDS, late):
         initialize_processes(flags.coordinator, flags.num_processes, flags.process_id)
+
+
+def _wait_until_free(address: str) -> None:
+    """Waits for the end of a run that process 0 still coordinates at this address, such as the one before this start.
+
+    Two coordinators can listen at one address on Linux; the processes of both runs would then be mixed up, and end.
+    """
+    from deltalm_jax.parallel.mesh import MeshError
+    from deltalm_jax.training.coordination import answers
+
+    deadline = time.monotonic() + _FREE_SECONDS
+    while answers(address):
+        if time.monotonic() > deadline:
+            raise MeshError(
+                f"--coordinator={address}: something listens there already. If it is another run, choose another port for "
+                "this one"
+            )
+        time.sleep(1.0)
+
+
+def _join_to_tell(flags: argparse.Namespace, stop_request: StopRequest, error: UserError) -> NoReturn:
+    """Ends the process, after telling the others of the run, which otherwise would wait for it."""
+    from deltalm_jax.parallel.mesh import initialize_processes
+    from deltalm_jax.training.coordination import Coordination, answers
+    from deltalm_jax.training.peers import Peers
+
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    with (
+        contextlib.suppress(Exception),  # there is nobody to tell
+        stop_request.ends_at_once("stopped", _TELL_SECONDS, lambda: "", error.exit_code),
+    ):
+        if flags.process_id == 0 and answers(flags.coordinator):
+            end_now(error.exit_code)  # another run's coordinator
+        initialize_processes(flags.coordinator, flags.num_processes, flags.process_id)
+        with Peers(Coordination.of_this_run()) as peers:
+            peers.tell(f"{peers.name()} has failed: {error}")
+            end_now(error.exit_code)
+    end_now(error.exit_code)
 
 
 if __name__ == "__main__":

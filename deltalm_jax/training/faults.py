@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
+from typing import NoReturn
 
 from deltalm_jax import redaction
 
@@ -21,7 +22,7 @@ EXIT_PREEMPTED = 75
 EXIT_INTERRUPTED = 130
 # BSD's EX_SOFTWARE: this process hung, or ended because another process of the run was lost or failed.
 EXIT_LOST = 70
-GO_ON = "It ends; started again, the run goes on from its newest checkpoint"
+GO_ON = "Started again, the run goes on from its newest checkpoint."
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -48,7 +49,7 @@ def exit_code_of(number: signal.Signals) -> int:
     return EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_PREEMPTED
 
 
-def end_now(code: int, text: str) -> None:
+def end_now(code: int, text: str = "") -> NoReturn:
     """Ends the process at once, from whichever thread, with a last message; waits for nobody.
 
     Args:
@@ -59,7 +60,8 @@ def end_now(code: int, text: str) -> None:
     flusher = threading.Thread(target=_flush, daemon=True)
     flusher.start()
     flusher.join(1.0)
-    os.write(2, redaction.redact_record(f"{text}\n").encode())
+    if text:
+        os.write(2, redaction.redact_record(f"{text}\n").encode())
     os._exit(code)
 
 
@@ -67,12 +69,6 @@ def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):
             stream.flush()
-
-
-def _process_count() -> int:
-    import jax
-
-    return jax.process_count()
 
 
 class StopRequest:
@@ -89,7 +85,7 @@ class StopRequest:
         self.signal: signal.Signals | None = None
         self._stopped = False
         self._previous: dict[signal.Signals, object] = {}
-        self._training = False
+        self._training = self._several = False
         self._child: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> StopRequest:
@@ -109,13 +105,13 @@ class StopRequest:
             self._child.send_signal(signal.SIGINT)  # which commands of this project take as a request to stop
         elif not self._training and not again:
             raise Stopped(self.signal)
-        elif self._training and number == signal.SIGINT and _process_count() > 1:
+        elif self._training and number == signal.SIGINT and self._several:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    def train_from_here(self) -> None:
-        """From now on signals are noted, and raise nothing. The processes of the run are joined."""
-        self._training = True
-        if _process_count() == 1:  # joined by jax.distributed, a single process has its SIGTERM notifier too
+    def train_from_here(self, several: bool) -> None:
+        """From now on signals are noted, and raise nothing. The processes of the run are joined; are there several?"""
+        self._training, self._several = True, several
+        if not several:  # joined by jax.distributed, a single process has its SIGTERM notifier too
             signal.signal(signal.SIGTERM, self._note)
 
     def run(self, command: Sequence[str]) -> int:
@@ -139,13 +135,14 @@ class StopRequest:
         return code
 
     @contextlib.contextmanager
-    def ends_at_once(self, text: str, limit: float, late: Callable[[], str]) -> Iterator[None]:
+    def ends_at_once(self, text: str, limit: float, late: Callable[[], str], code: int = EXIT_LOST) -> Iterator[None]:
         """Inside, a signal ends the process at once with its exit code: for a call that does not come back to Python.
 
         Args:
           text: what the process says after the signal's name.
-          limit: seconds after which the process ends with exit code 70.
+          limit: seconds after which the process ends all the same.
           late: what it says then.
+          code: its exit code then.
         """
         reading, writing = os.pipe()
         os.set_blocking(writing, False)
@@ -153,7 +150,7 @@ class StopRequest:
 
         def wait() -> None:
             if not select.select([reading], [], [], limit)[0]:
-                end_now(EXIT_LOST, late())
+                end_now(code, late())
             for number in os.read(reading, 1):
                 if number in _SIGNALS:
                     end_now(exit_code_of(signal.Signals(number)), f"{signal.Signals(number).name}: {text}")
@@ -170,7 +167,7 @@ class StopRequest:
 
     def at_boundary(self) -> bool:
         """Whether to stop after this step. To be asked after each; all processes get the same answer at the same step."""
-        if _process_count() > 1:
+        if self._several:
             from jax.experimental import multihost_utils
 
             # Numbered from 1 in every process: jax lets a signal that came before the first of these calls stop the run at

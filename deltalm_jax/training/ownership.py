@@ -19,7 +19,10 @@ class RunDirectoryError(UserError, RuntimeError):
 
 @contextlib.contextmanager
 def owned(run_dir: pathlib.Path, process_id: int | None) -> Iterator[None]:
-    """Makes the run directory if need be and holds `RUN_DIR/.lock` while a run writes there.
+    """Makes the run directory if need be and holds `RUN_DIR/.lock` while a run goes on there.
+
+    Of several processes, the first holds it for all, and each other one `RUN_DIR/.lock-N`: if the run is started once more,
+    its processes must not reach the coordinator of the run that goes on, which would end that run.
 
     The lock is the operating system's (`flock`): it ends with the process, however that ends, so none is ever stale. Over
     NFS it holds between hosts only where the server and both hosts support that (NFSv4, or NFSv3 with its lock service,
@@ -27,7 +30,7 @@ def owned(run_dir: pathlib.Path, process_id: int | None) -> Iterator[None]:
 
     Args:
       run_dir: the run's folder.
-      process_id: this process's number; of several, the first takes the lock for all. None for a run of one process.
+      process_id: this process's number; None for a run of one process.
 
     Raises:
       RunDirectoryError: it cannot be made, or is in use; names host, process and start of the run that holds it.
@@ -36,10 +39,7 @@ def owned(run_dir: pathlib.Path, process_id: int | None) -> Iterator[None]:
         run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunDirectoryError(f"--run_dir={run_dir} cannot be made: {error}") from error
-    if process_id:  # the first process of several writes for all
-        yield
-        return
-    with open(run_dir / ".lock", "a+", encoding="utf-8") as file:
+    with open(run_dir / (f".lock-{process_id}" if process_id else ".lock"), "a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

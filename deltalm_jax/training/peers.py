@@ -273,7 +273,7 @@ class Peers:
         if stacks:
             faulthandler.dump_traceback(2, all_threads=True)
         self.tell(finding)
-        end_now(EXIT_LOST, f"error: {self.name()} cannot go on: {finding}. {GO_ON}")
+        end_now(EXIT_LOST, f"error: {self.name()} ends because of another: {finding}\n{GO_ON}")
 
     def _aborting(self) -> bool:
         """jax ends the process by abort() once process 0 is gone. Says so, in whichever thread; False if it is not that."""
@@ -285,7 +285,7 @@ class Peers:
             address = self._coordination.address
             finding = f"{self._name(0)}, which coordinates the run, is gone: nothing answers at {address} any more"
         if finding is not None:
-            end_now(EXIT_LOST, f"error: {self.name()} cannot go on: {finding}. {GO_ON}")
+            end_now(EXIT_LOST, f"error: {self.name()} ends because of another: {finding}\n{GO_ON}")
         return False
 
     def _wait_for_others(self, seconds: float) -> None:

@@ -28,13 +28,16 @@ def unwatched() -> Watch:
 
 @contextlib.contextmanager
 def watching(stop_request: StopRequest, hang_limit: float) -> Iterator[Watch]:
-    """Watches what happens inside. The processes of the run are joined.
+    """Watches what happens inside. The processes of the run are joined, but none needs to have looked at its devices yet:
+    that is where each first waits for the others.
 
     Args:
       stop_request: entered already.
       hang_limit: seconds that a step may take; 0 for no limit.
     """
-    peers = Peers(Coordination.of_this_run(), lambda: watchdog.doing)
+    coordination = Coordination.of_this_run()
+    stop_request.train_from_here(several=coordination is not None)
+    peers = Peers(coordination, lambda: watchdog.doing)
     watchdog = Watchdog(hang_limit, peers.name(), peers.tell, peers.elsewhere)
     with peers, watchdog:
         yield Watch(stop_request, watchdog, peers)

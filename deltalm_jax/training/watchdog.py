@@ -83,4 +83,4 @@ class Watchdog:
             teller = threading.Thread(target=self._tell, args=(text,), daemon=True)
             teller.start()
             teller.join(15.0)
-        end_now(EXIT_LOST, f"error: {text}. Its threads are shown above. {GO_ON}{elsewhere}")
+        end_now(EXIT_LOST, f"error: {text}. Its threads are shown above.{elsewhere}\n{GO_ON}")
