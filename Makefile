@@ -11,7 +11,7 @@ TOOL_VERSIONS = uv==0.13.9 pip-audit==2.10.1
 # Each by name: pdoc leaves out the modules of a package that says what it exports. Those that need torch are left out.
 MODULES = $(subst /,.,$(patsubst %.py,%,$(patsubst %/__init__.py,%,$(sort $(shell find deltalm_jax tasks -name '*.py' -not -path 'tasks/sample/*' -not -name '*_deltalm.py')))))
 
-.PHONY: help setup setup-locked lock audit pretrain test test-torch test-tpu test-slow lint docs verify bench clean
+.PHONY: help setup setup-locked lock audit pretrain test test-torch test-tpu test-slow test-soak lint docs verify bench clean
 
 help:
 	@echo "make pretrain    set up, then pretrain a tiny DeltaLM on the shipped sample (again: goes on where it stopped)"
@@ -19,6 +19,7 @@ help:
 	@echo "make test-torch  installs torch too, then compares exported models and files with torch and transformers"
 	@echo "make test-tpu    installs libtpu too, then compiles for TPU pods (no TPU is needed)"
 	@echo "make test-slow   the tests and the longer soaks"
+	@echo "make test-soak   kills a run a hundred times, and compares its end with that of one nobody disturbed"
 	@echo "make lint        ruff, mypy and shellcheck"
 	@echo "make setup-locked  set up for development with exactly the files of requirements.lock, by their sha256"
 	@echo "make lock        write requirements.lock anew, from setup.cfg and constraints.txt"
@@ -89,6 +90,10 @@ test-tpu: $(VENV)/.tpu
 
 test-slow: $(VENV)/.development
 	@$(BIN)/python -m pytest -m "not torch and not tpu"
+
+KILLS ?= 100
+test-soak: $(VENV)/.development
+	@$(BIN)/python -m tests.faults.soak --kills=$(KILLS)
 
 lint: $(VENV)/.development
 	@$(BIN)/ruff check .

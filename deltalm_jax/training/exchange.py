@@ -10,7 +10,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 _NAME_BYTES = 64
-# A process holds the others up if its own work takes this share of a step, and this many times what the median's does.
+# A process holds the others up if its own work takes this share of a step, and this many times what theirs does (median).
 _NOTABLE_SHARE, _NOTABLE_RATIO = 0.1, 2.0
 
 
@@ -60,11 +60,12 @@ class Exchange:
             return None
         for what, seconds_P in (("waiting for data", told.data_seconds), ("its own work", told.host_seconds)):
             slowest = int(seconds_P.argmax())
-            seconds, median, step = seconds_P[slowest], float(np.median(seconds_P)), float(told.step_seconds.max())
+            seconds, step = float(seconds_P[slowest]), float(told.step_seconds.max())
+            median = float(np.median(np.delete(seconds_P, slowest)))
             if seconds > _NOTABLE_SHARE * step and seconds > _NOTABLE_RATIO * median:
                 return (
                     f"WARNING: process {slowest} on {self.hosts[slowest]} holds the others up: {seconds:.2f} s of each "
-                    f"{step:.2f} s step go into {what} (median {median:.2f} s)"
+                    f"{step:.2f} s step go into {what} (the others: {median:.2f} s)"
                 )
         return None
 

@@ -243,6 +243,11 @@ def test_a_damaged_newest_checkpoint_is_passed_over_loudly(place, undisturbed, d
     [
         ("TrainConfig.seed=3", "TrainConfig.seed: 0 in the checkpoint, 3 now"),
         ("OptimizerConfig.learning_rate=0.5", "OptimizerConfig.learning_rate: 0.002 in the checkpoint, 0.5 now"),
+        ("ModelConfig.compute_dtype='bfloat16'", "compute_dtype: 'float32' in the checkpoint, 'bfloat16' now"),
+        (
+            "DataConfig.objective_batch_sizes={'span_corruption': 4, 'translation_span_corruption': 8}",
+            "DataConfig.objective_batch_sizes: {'span_corruption': 8, 'translation_span_corruption': 8} in the checkpoint",
+        ),
         ("ModelConfig.num_encoder_layers=3", "ModelConfig.num_encoder_layers: 2 in the checkpoint, 3 now"),
     ],
 )
