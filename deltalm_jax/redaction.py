@@ -14,13 +14,14 @@ net below the rule that secrets do not belong into configurations.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import sys
 import threading
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, TextIO, cast
 
 REDACTED = "[redacted]"
@@ -67,7 +68,7 @@ class Redactor:
     def __init__(self, environment: Mapping[str, str]):
         spellings: set[str] = set()
         for name, value in environment.items():
-            if not _SECRET_NAME.search(name) or len(value) < MIN_SECRET_LENGTH or _is_file(value):
+            if not _SECRET_NAME.search(name) or len(value) < MIN_SECRET_LENGTH or _is_path(value):
                 continue
             # A key of several lines may be printed line by line.
             for secret in (value, *(line for line in value.splitlines() if len(line) >= 2 * MIN_SECRET_LENGTH)):
@@ -92,9 +93,9 @@ class Redactor:
         return value
 
 
-def _is_file(value: str) -> bool:
+def _is_path(value: str) -> bool:
     try:
-        return os.path.isfile(value)
+        return os.path.exists(value)
     except ValueError:  # a null character
         return False
 
@@ -127,10 +128,15 @@ class RedactedStream:
 
     The last, unfinished line waits for its end or for `flush`, as in a stream that is buffered by lines: a secret that is
     written in two pieces is seen whole.
+
+    Args:
+      stream: the stream.
+      redactor: what takes out secrets.
+      steady: whether what cannot be written (a terminal that is gone, a full disk) is given up without an error.
     """
 
-    def __init__(self, stream: TextIO, redactor: Redactor):
-        self._stream, self._redactor = stream, redactor
+    def __init__(self, stream: TextIO, redactor: Redactor, steady: bool = False):
+        self._stream, self._redactor, self._steady = stream, redactor, steady
         self._pending = ""
         self._begin()
         os.register_at_fork(after_in_child=self._begin)
@@ -146,7 +152,8 @@ class RedactedStream:
             end = max(self._pending.rfind("\n"), self._pending.rfind("\r")) + 1
             if end:
                 whole, self._pending = self._pending[:end], self._pending[end:]
-                self._stream.write(self._redactor.text(whole))
+                with self._tolerant():
+                    self._stream.write(self._redactor.text(whole))
         return len(text)
 
     def writelines(self, lines: Any) -> None:
@@ -158,25 +165,37 @@ class RedactedStream:
         """Passes on all that is there."""
         with self._lock:
             rest, self._pending = self._pending, ""
-            if rest:
-                self._stream.write(self._redactor.text(rest))
-            self._stream.flush()
+            with self._tolerant():
+                if rest:
+                    self._stream.write(self._redactor.text(rest))
+                self._stream.flush()
+
+    @contextlib.contextmanager
+    def _tolerant(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            if not self._steady:
+                raise
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
 
-def install() -> None:
+def install(steady: bool = False) -> None:
     """From now on what this process prints (`sys.stdout`, `sys.stderr`, tracebacks among it) has no secrets in it.
 
     What libraries in C++ write by themselves, past Python, is not changed. Called again, it does nothing.
+
+    Args:
+      steady: for a command whose work is worth more than what it prints: nothing is raised if it cannot be printed.
     """
     redactor = Redactor(os.environ)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         # No stream: a process without a console.
         if stream is not None and not isinstance(stream, RedactedStream):
-            setattr(sys, name, cast(TextIO, RedactedStream(stream, redactor)))
+            setattr(sys, name, cast(TextIO, RedactedStream(stream, redactor, steady)))
 
 
 def redact_record(value: Any) -> Any:

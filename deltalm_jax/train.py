@@ -96,7 +96,7 @@ def _steps(text: str) -> tuple[int, int]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code. Mistakes of the user's give one message and exit code 2."""
-    redaction.install()
+    redaction.install(steady=True)
     arguments = sys.argv[1:] if arguments is None else arguments
     flags, bindings = parse_arguments(arguments)
     to_go_on = f"to go on:\n  {shlex.join(['python', '-m', 'deltalm_jax.train', *arguments])}"
@@ -121,7 +121,7 @@ def _run(flags: argparse.Namespace, bindings: list[str], stop_request: StopReque
 
     from deltalm_jax.training.gin_files import load
     from deltalm_jax.training.loop import train
-    from deltalm_jax.training.ownership import RunDirectoryError, owned
+    from deltalm_jax.training.ownership import RunDirectoryInUseError, owned
     from deltalm_jax.training.prepared import open_or_prepare
     from deltalm_jax.training.watch import watching
 
@@ -139,7 +139,7 @@ def _run(flags: argparse.Namespace, bindings: list[str], stop_request: StopReque
                 stack.enter_context(owned(run_dir, flags.process_id))
             prepared = open_or_prepare(config, alone=flags.coordinator is None, run=stop_request.run)
         except UserError as error:
-            if flags.coordinator is not None and not flags.dry_run and not isinstance(error, RunDirectoryError):
+            if flags.coordinator is not None and not flags.dry_run and not isinstance(error, RunDirectoryInUseError):
                 _join_to_tell(flags, stop_request, error)
             raise
         _join(flags, stop_request)

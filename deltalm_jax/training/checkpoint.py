@@ -23,6 +23,7 @@ import os
 import pathlib
 import re
 import shutil
+import time
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -40,6 +41,7 @@ from deltalm_jax.training.checkpoint_record import (
     STATE,
     CheckpointError,
     StepRecords,
+    UnreadableError,
     digest_files,
     files_below,
     is_removable,
@@ -48,7 +50,12 @@ from deltalm_jax.training.checkpoint_record import (
     write_record,
 )
 
-__all__ = ["CheckpointError", "Checkpoints", "SavedSteps", "check_counters", "newest_checkpoint"]
+# Of a save in all, in the background: orbax gives up after it (by itself after 20 minutes).
+_SAVE_SECONDS = 2 * 3600
+# Until what process 0 has written is seen by all.
+_SEEN_SECONDS = 60.0
+
+__all__ = ["CheckpointError", "Checkpoints", "SavedSteps", "newest_checkpoint"]
 
 
 class SavedSteps(StepRecords):
@@ -113,7 +120,7 @@ class Checkpoints(SavedSteps):
                 self._clean_up()
             except OSError as error:
                 raise CheckpointError(f"no checkpoint can be saved in {self.directory}: {_cause(error)}") from error
-        self._orbax = ocp.StandardCheckpointer()
+        self._orbax = ocp.StandardCheckpointer(async_options=ocp.options.AsyncOptions(timeout_secs=_SAVE_SECONDS))
         self._commits = concurrent.futures.ThreadPoolExecutor(1, "checkpoint-commit")
         self._pending: concurrent.futures.Future[None] | None = None
         self._saving, self._ending = -1, ""
@@ -171,6 +178,17 @@ class Checkpoints(SavedSteps):
         """Raises CheckpointError as soon as a pending save is known to have failed; never blocks."""
         if self._pending is not None and self._pending.done():
             self.wait()
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        try:
+            self.close()
+        except CheckpointError as failure:
+            if error is None:
+                raise
+            self.warn(f"WARNING: {failure}")  # what ends the run is the other error
 
     def close(self) -> None:
         """Waits for the pending save and frees orbax's threads; raises CheckpointError if the save failed."""
@@ -292,6 +310,8 @@ class Checkpoints(SavedSteps):
         """Whether a step has all its files, and is not a temporary one."""
         try:
             return not self.verify(step, digests=False).get("temporary")
+        except UnreadableError:
+            return True
         except CheckpointError:
             return False
 
@@ -304,41 +324,38 @@ class Checkpoints(SavedSteps):
 
 
 def newest_checkpoint(checkpoints: Checkpoints) -> dict[str, Any] | None:
-    """Process 0's choice of checkpoint, the same on all processes."""
-    if jax.process_count() == 1:
-        return checkpoints.latest()
-    chosen = (checkpoints.latest() or {"step": -1})["step"] if jax.process_index() == 0 else -1
-    chosen = int(multihost_utils.broadcast_one_to_all(np.int32(chosen)))
-    # Process 0 has read all of it; the others need not read it all again.
-    return None if chosen < 0 else checkpoints.verify(chosen, digests=jax.process_index() == 0)
-
-
-def check_counters(state: Any, record: dict[str, Any]) -> None:
-    """Compares the counters of a restored state, which must all have counted the same updates.
-
-    Args:
-      state: a training state with "step", "optimizer" and, where steps can be skipped, "skipped" {"total", …}. All int32
-        scalars named "count" of the optimizer count the updates that were not skipped.
-      record: the record of its checkpoint.
+    """Process 0's choice of checkpoint, the same on all processes.
 
     Raises:
-      CheckpointError: they disagree; names the leaf and the numbers.
+      CheckpointError: as `SavedSteps.latest`; or another process does not find process 0's choice, or finds another.
     """
-    step = record["step"]
-    skipped = int(state["skipped"]["total"]) if "skipped" in state else 0
-    wanted = {"step": (int(state["step"]), step)}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(state["optimizer"]):
-        name = path_name(path)
-        if name.rpartition("/")[2] == "count" and leaf.dtype == np.int32 and np.shape(leaf) == ():
-            wanted[f"optimizer/{name}"] = int(leaf), step - skipped
-    wrong = [f"{name} is {found}, expected {right}" for name, (found, right) in wanted.items() if found != right]
-    if not 0 <= skipped <= step:
-        wrong.append(f"skipped/total is {skipped}, of {step} steps")
-    if wrong:
+    if jax.process_count() == 1:
+        return checkpoints.latest()
+    record = checkpoints.latest() if jax.process_index() == 0 else None
+    step = int(multihost_utils.broadcast_one_to_all(np.int32(record["step"] if record else -1)))
+    if step < 0:
+        return None
+    if record is None:  # process 0 has read all of it; the others need not
+        record = _as_soon_as_seen(lambda: checkpoints.verify(step, digests=False))
+    ours = np.frombuffer(bytes.fromhex(record["digest"]), np.uint8)
+    if not np.array_equal(multihost_utils.broadcast_one_to_all(ours), ours):
         raise CheckpointError(
-            f"the state of checkpoint {step} is at odds with itself: {'; '.join(wrong)} (its record says step {step}, of "
-            f"which {skipped} were skipped); move that step away to go on from an older one"
+            f"process {jax.process_index()} finds another checkpoint {step} in {checkpoints.directory} than process 0: put "
+            "the run directory where all processes see the same files"
         )
+    return record
+
+
+def _as_soon_as_seen(verify: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """A network file system shows what another host has written with a delay."""
+    deadline = time.monotonic() + _SEEN_SECONDS
+    while True:
+        try:
+            return verify()
+        except CheckpointError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(1.0)
 
 
 def _checked(restored: Any, abstract: Any, what: str) -> Any:

@@ -10,6 +10,7 @@ The record is a JSON object of
     written_by   the library's version
     written      date and time, UTC
     step         updates done
+    temporary    whether it goes as soon as there is a newer step
     leaves       {path: [shape, dtype]} of the state
     about        what the run said of itself (configuration, vocabulary, versions)
     files        {path in STEP: {"bytes", "xxh3"}}: all files below state/, no more and no fewer
@@ -20,6 +21,7 @@ so that any flipped bit and any file that is cut, missing or added is noticed, i
 from __future__ import annotations
 
 import concurrent.futures
+import errno
 import json
 import os
 import pathlib
@@ -51,6 +53,20 @@ class CheckpointError(UserError, RuntimeError):
     """A checkpoint cannot be written or used; the message names it and says what to do."""
 
 
+class UnreadableError(CheckpointError):
+    """A checkpoint cannot be read now, and may be sound: no permission, a network file system that does not answer, …"""
+
+
+# What damage looks like. Any other error of the system says nothing of the file.
+_DAMAGE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP}
+
+
+def reading_error(path: object, error: OSError) -> CheckpointError:
+    """The error for a file or folder that could not be read."""
+    kind = CheckpointError if error.errno in _DAMAGE else UnreadableError
+    return kind(f"{printable(path)} cannot be read: {error.strerror or error}")
+
+
 def printable(text: object) -> str:
     """Text for a terminal: control characters, as a file's name or content may hold, are written as escapes."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
@@ -73,7 +89,7 @@ def digest_files(folder: pathlib.Path, names: Iterable[str]) -> dict[str, str]:
         try:
             return digest_file(folder / name)
         except OSError as error:
-            raise CheckpointError(f"{printable(folder / name)} cannot be read: {error.strerror or error}") from error
+            raise reading_error(folder / name, error) from error
 
     names = list(names)
     with concurrent.futures.ThreadPoolExecutor(_DIGEST_THREADS, "checkpoint-digest") as pool:
@@ -121,7 +137,7 @@ def read_record(folder: pathlib.Path) -> dict[str, Any]:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise CheckpointError(f"{printable(path)} cannot be read: {error.strerror or error}") from error
+        raise reading_error(path, error) from error
     end = len(_HEAD) + len(_NO_DIGEST)
     is_whole = data.startswith(_HEAD) and data[len(_HEAD) : end].decode("latin-1") == _digest(
         _HEAD + _NO_DIGEST + data[end:]
@@ -203,11 +219,17 @@ class StepRecords:
 
         Raises:
           CheckpointError: there are checkpoints, but none verifies.
+          UnreadableError: one cannot be read. It may be sound, so it is not passed over: the run would go on from an older
+            one, and retire it.
         """
         steps = self.steps()
         for step in reversed(steps):
             try:
                 return self.verify(step)
+            except UnreadableError as error:
+                raise UnreadableError(
+                    f"checkpoint {step} may be sound, but {error}. Try again; or move it away, to go on from an older one"
+                ) from error
             except CheckpointError as error:
                 self.warn(f"WARNING: checkpoint {step} is passed over: {error}")
         if steps:
@@ -228,6 +250,7 @@ class StepRecords:
           The record.
 
         Raises:
+          UnreadableError: a file cannot be read now.
           CheckpointError: names the file that is missing or should not be there, or has another size or content.
         """
         folder = self.folder(step)
@@ -248,7 +271,7 @@ class StepRecords:
                 if (size := path.stat().st_size) != wanted["bytes"]:
                     raise CheckpointError(f"{printable(path)} has {size} bytes, its record says {wanted['bytes']}")
         except OSError as error:
-            raise CheckpointError(f"{printable(error.filename or folder)}: {error.strerror or error}") from error
+            raise reading_error(error.filename or folder, error) from error
         if digests:
             for name, digest in digest_files(folder, files).items():
                 if digest != files[name]["xxh3"]:

@@ -327,6 +327,13 @@ class Config:
             for field in dataclasses.fields(section)
         }
 
+    def steering(self) -> dict[str, Any]:
+        """The part of `values` by which the processes of a run wait for one another: it must be the same on all of them."""
+        paths = ("TrainConfig.init_from",)
+        return {
+            n: v for n, v in self.values().items() if n.startswith(("TrainConfig.", "MeshConfig.")) and n not in paths
+        }
+
     def identity(self) -> dict[str, Any]:
         """The part of `values` that must stay the same when a run is resumed."""
         return {

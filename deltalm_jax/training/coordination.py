@@ -61,11 +61,11 @@ def answers(address: str) -> bool:
 _handler = None
 
 
-def on_abort(act: Callable[[], bool] | None) -> None:
+def on_abort(act: Callable[[], None] | None) -> None:
     """Calls `act` when the process aborts (SIGABRT), in the thread that does so; None takes it out again.
 
     jax.distributed aborts the process from a thread of its own as soon as process 0's connection breaks, past Python's
-    handlers and without a place to hook in. `act` may end the process otherwise; if it returns False, the abort goes on.
+    handlers and without a place to hook in. `act` may end the process otherwise; if it returns, the abort goes on.
     """
     global _handler
     library = ctypes.CDLL(None)

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import socket
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
+import xxhash
 from jax.experimental import multihost_utils
 
+from deltalm_jax.errors import UserError
+
 _NAME_BYTES = 64
+_MOST_VALUES = 256
 # A process holds the others up if its own work takes this share of a step, and this many times what theirs does (median).
 _NOTABLE_SHARE, _NOTABLE_RATIO = 0.1, 2.0
+
+
+class DisagreementError(UserError, ValueError):
+    """The processes of the run were started with different configurations, or find different data."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,9 +56,33 @@ class Exchange:
         own = np.array([step_seconds, host_seconds, data_seconds, save_seconds], np.float32)
         return Told(*_gather(own).astype(np.float64).T)
 
+    def require_same(self, values: Mapping[str, Any]) -> None:
+        """Compares what each process was started with: a difference would make one wait for another in vain.
+
+        Args:
+          values: {name: JSON-able value}, at most 256.
+
+        Raises:
+          DisagreementError: names what differs, and the first process whose value is not process 0's.
+        """
+        own = np.zeros((_MOST_VALUES, 8), np.uint8)
+        for row, name in zip(own, sorted(values), strict=False):
+            text = json.dumps([name, values[name]], sort_keys=True)
+            row[:] = np.frombuffer(xxhash.xxh3_64_digest(text.encode()), np.uint8)
+        differs = (all_PVX := _gather(own)) != all_PVX[0]
+        if differs.any():
+            names = [name for name, column in zip(sorted(values), differs.any(axis=(0, 2)), strict=False) if column]
+            other = int(differs.any(axis=(1, 2)).argmax())
+            raise DisagreementError(
+                f"process {other} on {self.hosts[other]} was started with other values than process 0: "
+                f"{', '.join(names) or 'more or fewer of them'}. Start all processes with the same command, version and data"
+            )
+
     def metrics(self, told: Told) -> dict[str, float]:
-        """The figures of the slowest process and of the median, and which process is the slowest."""
+        """The figures of the slowest process and of the median, and which process is the slowest; none where it is alone."""
         out: dict[str, float] = {}
+        if len(self.hosts) == 1:
+            return out
         for name, seconds_P in (("host", told.host_seconds), ("data", told.data_seconds)):
             out[f"processes/{name}_seconds_slowest"] = float(seconds_P.max())
             out[f"processes/{name}_seconds_median"] = float(np.median(seconds_P))

@@ -56,13 +56,31 @@ def end_now(code: int, text: str = "") -> NoReturn:
       code: exit code.
       text: last words, for stderr; secrets are taken out.
     """
-    # Another thread may hold the streams' locks for good.
-    flusher = threading.Thread(target=_flush, daemon=True)
-    flusher.start()
-    flusher.join(1.0)
-    if text:
-        os.write(2, redaction.redact_record(f"{text}\n").encode())
-    os._exit(code)
+
+    def speak() -> None:
+        _flush()
+        if text:
+            os.write(2, redaction.redact_record(f"{text}\n").encode(errors="backslashreplace"))
+
+    try:
+        within(2.0, speak)
+    finally:
+        os._exit(code)
+
+
+def within(seconds: float, act: Callable[[], object]) -> None:
+    """Does something that must not keep a process from its end, and waits so long for it.
+
+    It may block for good (a lock that another thread holds, a pipe that nobody reads), or fail (a terminal that is gone).
+    """
+
+    def attempt() -> None:
+        with contextlib.suppress(Exception):
+            act()
+
+    thread = threading.Thread(target=attempt, daemon=True)
+    thread.start()
+    thread.join(seconds)
 
 
 def _flush() -> None:
@@ -173,7 +191,8 @@ class StopRequest:
             # Numbered from 1 in every process: jax lets a signal that came before the first of these calls stop the run at
             # the one numbered 1, and at no other. Steps will not do, for a run may go back to an earlier one.
             self._asked += 1
-            self._stopped = multihost_utils.reached_preemption_sync_point(self._asked)
+            # It is told once; the boundary may be left by a rewind before it is heeded.
+            self._stopped = multihost_utils.reached_preemption_sync_point(self._asked) or self._stopped
             if self._stopped:
                 self.signal = self.signal or signal.SIGTERM
         else:

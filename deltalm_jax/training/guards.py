@@ -12,7 +12,7 @@ from deltalm_jax.errors import UserError
 
 
 class NonFiniteError(UserError, RuntimeError):
-    """Too many updates in a row were left out, for loss or gradient were not finite; or the loss leaps again and again."""
+    """Training diverged: too many updates in a row left out, a state that is not finite, or a loss that leaps time and again."""
 
     exit_code = 65
 

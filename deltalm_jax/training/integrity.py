@@ -19,10 +19,11 @@ from jax.sharding import PartitionSpec as P
 from deltalm_jax.errors import UserError
 from deltalm_jax.parallel.sharding import path_name, replicated, spec_axes
 from deltalm_jax.training.digest import array_digest
+from deltalm_jax.training.guards import NonFiniteError
 
 
 class IntegrityError(UserError, RuntimeError):
-    """The state holds numbers that are not finite, or copies of it differ between devices; nothing of it may be saved."""
+    """Copies of the state differ between devices; nothing of it may be saved."""
 
     exit_code = 70
 
@@ -56,7 +57,8 @@ class IntegrityCheck:
         """Looks at the state after `step`; waits for the devices. All processes must call it, and find the same.
 
         Raises:
-          IntegrityError: names leaves, and for copies that differ the devices and processes in the minority.
+          NonFiniteError: names leaves that hold what is no finite number.
+          IntegrityError: names the leaf, and the devices and processes whose copies are in the minority.
         """
         found = np.asarray(self._look(*jax.tree.leaves(state)))
         digests, strange = found[..., 0, :], found[..., 1, :]
@@ -64,7 +66,7 @@ class IntegrityCheck:
         if (bad := np.flatnonzero(strange.any(axis=across))).size:
             names = ", ".join(self._names[i] for i in bad[:5])
             more = f" and {bad.size - 5} more" if bad.size > 5 else ""
-            raise IntegrityError(
+            raise NonFiniteError(
                 f"step {step}: {names}{more} hold numbers that are not finite, though loss and gradient were. Nothing is "
                 "saved; start again from the last checkpoint, with a lower OptimizerConfig.learning_rate"
             )

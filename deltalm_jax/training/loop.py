@@ -21,7 +21,7 @@ from deltalm_jax.model.config import resolve_compute_dtype
 from deltalm_jax.model.kernels import resolve_attention
 from deltalm_jax.parallel.mesh import make_mesh
 from deltalm_jax.parallel.sharding import check_batch, process_rows, put_batch
-from deltalm_jax.training.checkpoint import Checkpoints, check_counters, newest_checkpoint
+from deltalm_jax.training.checkpoint import CheckpointError, Checkpoints, newest_checkpoint
 from deltalm_jax.training.config import RANDOM, Config
 from deltalm_jax.training.data_order import DataOrder
 from deltalm_jax.training.evaluation import Evaluator
@@ -29,11 +29,11 @@ from deltalm_jax.training.exchange import Exchange
 from deltalm_jax.training.faults import StopRequest
 from deltalm_jax.training.flops import Throughput, throughput
 from deltalm_jax.training.guards import Guard, LossSpike, NonFiniteError
-from deltalm_jax.training.integrity import IntegrityCheck
+from deltalm_jax.training.integrity import IntegrityCheck, IntegrityError
 from deltalm_jax.training.profiling import Profiler
 from deltalm_jax.training.record import describe, epochs_line, write_record
 from deltalm_jax.training.reporting import Reporter
-from deltalm_jax.training.resuming import check_identity, note_rewind, place_in_data
+from deltalm_jax.training.resuming import check_counters, check_identity, note_rewind, place_in_data
 from deltalm_jax.training.starting_point import start_from_model
 from deltalm_jax.training.step import State, abstract_state, initial_state, make_eval_step, make_train_step
 from deltalm_jax.training.watch import Watch, unwatched
@@ -128,7 +128,7 @@ def train(
     devices = jax.devices()
     checkpoints = Checkpoints(run_dir / "checkpoints", options.keep_checkpoints, options.keep_checkpoint_every, print)
     with (
-        contextlib.closing(checkpoints),
+        checkpoints,
         contextlib.closing(Profiler(profile_steps, run_dir / "profile")) as profiler,
         jax.set_mesh(mesh),
         watch.peers.telling(),  # innermost: closing the others may wait for other processes
@@ -144,25 +144,22 @@ def train(
             profiler=profiler,
             watch=watch,
         )  # fmt: skip
+        run.exchange.require_same(about["identity"] | config.steering())
         place = _newest_place(run, about, allowed_changes, prepared, abstract)
         if jax.process_index() == 0:
             write_record(config, stream, run_dir)
         rewinds: collections.Counter[int] = collections.Counter()
-        while True:
-            try:
-                words = _steps(run, place, devices[0], compute_dtype)
-                break
-            except LossSpike as spike:
-                checkpoints.wait()
-                back = _newest_place(run, about, allowed_changes, prepared, abstract)
-                rewinds[back.step] += 1
-                if rewinds[back.step] > _MAX_REWINDS:
-                    raise NonFiniteError(f"{spike}, {rewinds[back.step]} times after step {back.step:,}") from None
-                order = place.order.without(back.order.batch_of(back.step), place.order.batch_of(spike.step - 1) + 1)
-                print(note_rewind(spike, back.step, place.order, order, run_dir), flush=True)
-                place = dataclasses.replace(back, order=order)
+        while isinstance(ended := _until_spike(run, place, devices[0], compute_dtype), LossSpike):
+            spike, order = ended, place.order
+            place = _newest_place(run, about, allowed_changes, prepared, abstract)
+            rewinds[place.step] += 1
+            if rewinds[place.step] > _MAX_REWINDS:
+                raise NonFiniteError(f"{spike}, {rewinds[place.step]} times after step {place.step:,}")
+            window = order.batch_of(place.step), order.batch_of(spike.step - 1) + 1
+            place.order = order.without(*window)
+            print(note_rewind(spike, place.step, window, place.order, run_dir), flush=True)
     if jax.process_index() == 0:
-        print(words, flush=True)
+        print(ended, flush=True)
     return watch.stop_request.exit_code
 
 
@@ -189,6 +186,28 @@ def _newest_place(
         return _Place(state, 0, order, (), about)
     state, start = start_from_model(config, prepared, run.mesh)
     return _Place(state, 0, order, (), about | {"start": start})
+
+
+def _until_spike(run: _Run, place: _Place, device: jax.Device, compute_dtype: str) -> str | LossSpike:
+    """All steps from a place on; returns the run's last words, or the spike at which it has to go back."""
+    try:
+        return _steps(run, place, device, compute_dtype)
+    except LossSpike as spike:
+        _finish_save(run)
+        return spike.with_traceback(
+            None
+        )  # the trace keeps the state that the steps held, for which there may be no room
+    except (NonFiniteError, IntegrityError):  # on all processes alike: what they save together can be finished
+        try:
+            _finish_save(run)
+        except CheckpointError as failure:
+            print(f"WARNING: {failure}", flush=True)
+        raise
+
+
+def _finish_save(run: _Run) -> None:
+    run.watch.watchdog.phase("finishing a save", LONG)
+    run.checkpoints.wait()
 
 
 def _steps(run: _Run, place: _Place, device: jax.Device, compute_dtype: str) -> str:
@@ -234,7 +253,8 @@ def _steps(run: _Run, place: _Place, device: jax.Device, compute_dtype: str) -> 
             stopping = stop_request.at_boundary() or step == stop
             evaluating = step == options.steps or _is_due(step, options.eval_every)
             scheduled = _is_due(step, options.checkpoint_every) or step == options.steps
-            late = _is_due(step, options.check_every) and _look_at_the_whole(run, reporter, state, step, saved_at)
+            checking = _is_due(step, options.check_every)
+            late = checking and _look_at_the_whole(run, reporter, state, step, saved_at)
             saving = scheduled or stopping or late
             if evaluating:
                 watchdog.phase(f"validation after step {step}", LONG)
@@ -245,7 +265,8 @@ def _steps(run: _Run, place: _Place, device: jax.Device, compute_dtype: str) -> 
             if saving:
                 watchdog.phase(f"save of step {step}", LONG)
                 reporter.flush({})
-                run.check(state, step)
+                if not checking:
+                    run.check(state, step)
                 data = {"skipped": place.order.as_json(), "next_batch": place.order.batch_of(step)}
                 about = place.about | {"data": data, "recent_losses": list(guard.recent)}
                 ending = "the run finished" if step == stop else "the run was stopped" if stopping else ""

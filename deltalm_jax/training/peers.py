@@ -26,7 +26,7 @@ import jax
 from deltalm_jax import redaction
 from deltalm_jax.errors import UserError
 from deltalm_jax.training.coordination import Coordination, on_abort
-from deltalm_jax.training.faults import EXIT_INTERRUPTED, EXIT_LOST, GO_ON, end_now
+from deltalm_jax.training.faults import EXIT_INTERRUPTED, EXIT_LOST, GO_ON, end_now, within
 
 
 @dataclasses.dataclass
@@ -72,7 +72,8 @@ class Peers:
         self._limit, self._suspicion, self._interval = limit, suspicion, interval
         self._grace, self._unwinding = grace, unwinding
         self._host, self._beats = socket.gethostname(), 0
-        self._cause: str | None = None  # of this process's own end
+        self._cause: str | None = None  # of this process's own end; what others are shown of it has no secrets
+        self._shown = ""
         self._code, self._trace = 1, ""
         self._store_silent = 0.0
         self._writing, self._ending, self._done = threading.Lock(), threading.Lock(), threading.Event()
@@ -115,10 +116,7 @@ class Peers:
         """Tells the others why this process is about to end; returns within seconds."""
         if self._coordination is None:
             return
-        self._cause = cause
-        writer = threading.Thread(target=self._write, daemon=True)
-        writer.start()
-        writer.join(2.0)
+        self._publish(cause)
         if self._coordination.process_id == 0:  # it serves the store: others must have read it
             self._wait_for_others(2 * self._interval + self._grace + 3.0)
 
@@ -162,6 +160,12 @@ class Peers:
             if self._done.wait(self._interval):
                 return
 
+    def _publish(self, cause: str) -> None:
+        # Redacted here and not at every sign of life: it looks at files, which may be on a network that stands still.
+        within(2.0, lambda: setattr(self, "_shown", redaction.redact_record(cause)))
+        self._cause = cause
+        within(2.0, self._write)
+
     def _write(self) -> None:
         assert self._coordination is not None
         with self._writing:
@@ -170,7 +174,7 @@ class Peers:
                 json.dumps(
                     {
                         "host": self._host, "pid": os.getpid(), "beat": self._beats, "doing": self._doing(),
-                        "ended": self._cause is not None, "cause": redaction.redact_record(self._cause),
+                        "ended": self._cause is not None, "cause": self._shown,
                     }
                 )
             )  # fmt: skip
@@ -243,10 +247,7 @@ class Peers:
         user = isinstance(error, UserError)
         self._trace = f"error: {error}" if user else "".join(traceback.format_exception(error)).rstrip()
         about = str(error) if user else f"{type(error).__name__}: {error}".partition("\n")[0]
-        self._cause = f"{self.name()} has failed: {about}"
-        writer = threading.Thread(target=self._write, daemon=True)
-        writer.start()
-        writer.join(2.0)
+        self._publish(f"{self.name()} has failed: {about}")
 
     def _fail(self, error: BaseException) -> None:
         if self._cause is None and _is_of_jax(error):
@@ -271,12 +272,12 @@ class Peers:
             end_now(self._code, self._trace)
             return
         if stacks:
-            faulthandler.dump_traceback(2, all_threads=True)
+            within(5.0, lambda: faulthandler.dump_traceback(2, all_threads=True))
         self.tell(finding)
         end_now(EXIT_LOST, f"error: {self.name()} ends because of another: {finding}\n{GO_ON}")
 
-    def _aborting(self) -> bool:
-        """jax ends the process by abort() once process 0 is gone. Says so, in whichever thread; False if it is not that."""
+    def _aborting(self) -> None:
+        """jax ends the process by abort() once process 0 is gone. Says so, in whichever thread; returns if it is not that."""
         assert self._coordination is not None
         if self._trace:
             end_now(self._code, self._trace)
@@ -286,7 +287,6 @@ class Peers:
             finding = f"{self._name(0)}, which coordinates the run, is gone: nothing answers at {address} any more"
         if finding is not None:
             end_now(EXIT_LOST, f"error: {self.name()} ends because of another: {finding}\n{GO_ON}")
-        return False
 
     def _wait_for_others(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds

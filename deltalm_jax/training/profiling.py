@@ -28,7 +28,7 @@ class Profiler:
 
     def before(self, step: int) -> None:
         """Call before a step begins."""
-        if self._steps and step == self._steps[0]:
+        if self._steps and step == self._steps[0] and not self._running:
             jax.profiler.start_trace(str(self._folder))
             self._running = True
 

@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from deltalm_jax.data.shards import write_atomically
 from deltalm_jax.fields import is_operational
+from deltalm_jax.parallel.sharding import path_name
 from deltalm_jax.redaction import same_but_for_secrets
 from deltalm_jax.training.checkpoint import CheckpointError
 from deltalm_jax.training.config import Config
@@ -76,6 +78,34 @@ def _defaults() -> dict[str, Any]:
     return json.loads(json.dumps({k: v for k, v in values.items() if v is not dataclasses.MISSING}))
 
 
+def check_counters(state: Any, record: dict[str, Any]) -> None:
+    """Compares the counters of a restored state, which must all have counted the same updates.
+
+    Args:
+      state: a training state with "step", "optimizer" and, where steps can be skipped, "skipped" {"total", …}. All int32
+        scalars named "count" of the optimizer count the updates that were not skipped.
+      record: the record of its checkpoint.
+
+    Raises:
+      CheckpointError: they disagree; names the leaf and the numbers.
+    """
+    step = record["step"]
+    skipped = int(state["skipped"]["total"]) if "skipped" in state else 0
+    wanted = {"step": (int(state["step"]), step)}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state["optimizer"]):
+        name = path_name(path)
+        if name.rpartition("/")[2] == "count" and leaf.dtype == np.int32 and np.shape(leaf) == ():
+            wanted[f"optimizer/{name}"] = int(leaf), step - skipped
+    wrong = [f"{name} is {found}, expected {right}" for name, (found, right) in wanted.items() if found != right]
+    if not 0 <= skipped <= step:
+        wrong.append(f"skipped/total is {skipped}, of {step} steps")
+    if wrong:
+        raise CheckpointError(
+            f"the state of checkpoint {step} is at odds with itself: {'; '.join(wrong)} (its record says step {step}, of "
+            f"which {skipped} were skipped); move that step away to go on from an older one"
+        )
+
+
 def place_in_data(record: dict[str, Any], skipped_data: dict[int, int]) -> tuple[DataOrder, list[float]]:
     """What a run leaves out of its data, and its latest losses, from a checkpoint's record.
 
@@ -100,12 +130,22 @@ def place_in_data(record: dict[str, Any], skipped_data: dict[int, int]) -> tuple
             f"batches {about['data']['skipped']} come to batch {wanted}; move that step away to go on from an older one"
         )
     for first, end in DataOrder.of(skipped_data).windows:
-        order = order.without(first, end)
+        if end > found:  # of a change that was allowed, only what still lies ahead
+            order = order.without(max(first, found), end)
     return order, about.get("recent_losses", [])
 
 
-def note_rewind(spike: LossSpike, back_to: int, before: DataOrder, after: DataOrder, run_dir: pathlib.Path) -> str:
+def note_rewind(
+    spike: LossSpike, back_to: int, window: tuple[int, int], after: DataOrder, run_dir: pathlib.Path
+) -> str:
     """Adds a line to RUN_DIR/rewinds.jsonl: step and loss of the spike, the step gone back to, and all batches left out now.
+
+    Args:
+      spike: what happened.
+      back_to: the checkpoint's step.
+      window: the batches that are left out from now on: first, and one past the last.
+      after: all that are.
+      run_dir: the run's folder.
 
     Returns:
       What happens, in words.
@@ -115,5 +155,4 @@ def note_rewind(spike: LossSpike, back_to: int, before: DataOrder, after: DataOr
         lines = path.read_text(encoding="utf-8") if path.exists() else ""
         line = {"step": spike.step, "loss": spike.loss, "median": spike.median, "back_to": back_to}
         write_atomically(path, lines + json.dumps(line | {"skipped_data": after.as_json()}) + "\n")
-    left_out = ", ".join(f"{first} to {end - 1}" for first, end in after.windows if (first, end) not in before.windows)
-    return f"WARNING: {spike}; going back to step {back_to:,}, without the batches {left_out}"
+    return f"WARNING: {spike}; going back to step {back_to:,}, without the batches {window[0]} to {window[1] - 1}"

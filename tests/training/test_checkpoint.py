@@ -19,7 +19,8 @@ from benchmarks.checkpoint import one_save
 from deltalm_jax.data.shards import write_atomically
 from deltalm_jax.parallel.mesh import MeshConfig, make_mesh
 from deltalm_jax.parallel.sharding import path_name
-from deltalm_jax.training.checkpoint import CheckpointError, Checkpoints, check_counters
+from deltalm_jax.training.checkpoint import CheckpointError, Checkpoints
+from deltalm_jax.training.resuming import check_counters
 
 
 def make_state(mesh, value: float = 1.0):

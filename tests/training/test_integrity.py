@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 from deltalm_jax.parallel.mesh import MeshConfig, make_mesh
 from deltalm_jax.parallel.sharding import put_batch
 from deltalm_jax.training import step as step_module
+from deltalm_jax.training.guards import NonFiniteError
 from deltalm_jax.training.integrity import IntegrityCheck, IntegrityError
 from deltalm_jax.training.optimizer import OptimizerConfig
 from deltalm_jax.training.step import abstract_state, initial_state, make_train_step
@@ -138,7 +139,7 @@ def test_a_number_that_is_not_finite_is_named(check):
     bad = jax.tree.map(lambda x: x, state)
     kernel = bad["params"]["encoder"]["layers"]["feed_forward"]["input"]
     kernel["kernel"] = kernel["kernel"].at[1, 2, 3].set(jnp.inf)
-    with pytest.raises(IntegrityError, match="params/encoder/layers/feed_forward/input/kernel hold numbers"):
+    with pytest.raises(NonFiniteError, match="params/encoder/layers/feed_forward/input/kernel hold numbers"):
         look(bad, 7)
 
 

@@ -44,8 +44,9 @@ def record(**data):
 def test_the_place_in_the_data_is_that_of_the_step():
     order, losses = place_in_data(record(skipped={"20": 24}, next_batch=34), {})
     assert (order.windows, losses) == (((20, 24),), [2.0])
-    more, _ = place_in_data(record(skipped={"20": 24}, next_batch=34), {20: 24, 50: 60})
-    assert more.windows == ((20, 24), (50, 60))
+    more, _ = place_in_data(record(skipped={"20": 24}, next_batch=34), {10: 12, 20: 24, 33: 36, 50: 60})
+    assert more.windows == ((20, 24), (34, 36), (50, 60)), "what was trained on cannot be left out any more"
+    assert more.batch_of(30) == 36
 
 
 @pytest.mark.parametrize("data", [{"skipped": {"20": 24}, "next_batch": 30}, {"skipped": {}}, {"skipped": {"5": 4}}])
