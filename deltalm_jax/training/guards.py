@@ -12,7 +12,7 @@ from deltalm_jax.errors import UserError
 
 
 class NonFiniteError(UserError, RuntimeError):
-    """Training diverged: too many updates left out in a row, a state that is not finite, or a loss that leaps again and again."""
+    """Training diverged: updates left out in a row, a state that is not finite, or a loss that leaps again and again."""
 
     exit_code = 65
 
