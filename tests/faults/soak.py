@@ -25,14 +25,6 @@ from tests.support.toy_data import write_toy_data
 
 INTERVAL = 5
 SAVE_POINTS = ("save/begin", "save/written", "save/record", "save/retire", "save/delete")
-SAME = (
-    "loss",
-    "loss/span_corruption",
-    "loss/translation_span_corruption",
-    "grad_norm",
-    "learning_rate",
-    "batch_digest",
-)
 
 
 def soak(place: pathlib.Path, kills: int, seed: int) -> dict[str, Any]:
@@ -74,8 +66,8 @@ def soak(place: pathlib.Path, kills: int, seed: int) -> dict[str, Any]:
     end = runs.run(place / "killed", place / "data", *options, cache=place / "cache")
     assert end.returncode == 0, end.stderr
     ours, theirs = runs.metrics(place / "killed"), runs.metrics(place / "whole")
-    found["steps_equal"] = [{k: line[k] for k in SAME} for line in ours] == [
-        {k: line[k] for k in SAME} for line in theirs
+    found["steps_equal"] = [{k: line[k] for k in runs.SAME_METRICS} for line in ours] == [
+        {k: line[k] for k in runs.SAME_METRICS} for line in theirs
     ]
     mine, wanted = runs.state(place / "killed", steps), runs.state(place / "whole", steps)
     found["state_equal"] = mine.keys() == wanted.keys() and all(mine[k].tobytes() == wanted[k].tobytes() for k in mine)

@@ -15,15 +15,6 @@ import pytest
 from tests.support import runs
 from tests.support.toy_data import write_toy_data
 
-SAME = (
-    "loss",
-    "loss/span_corruption",
-    "loss/translation_span_corruption",
-    "grad_norm",
-    "learning_rate",
-    "batch_digest",
-)
-
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
@@ -44,7 +35,7 @@ def assert_same_run(ours, theirs, step=40):
     ours_lines, theirs_lines = runs.metrics(ours), runs.metrics(theirs)
     assert [line["step"] for line in ours_lines] == list(range(1, step + 1))
     for a, b in zip(ours_lines, theirs_lines[:step], strict=True):
-        assert {k: a[k] for k in SAME} == {k: b[k] for k in SAME}
+        assert {k: a[k] for k in runs.SAME_METRICS} == {k: b[k] for k in runs.SAME_METRICS}
         assert {k: v for k, v in a.items() if k.startswith("eval/")} == {
             k: v for k, v in b.items() if k.startswith("eval/")
         }
@@ -79,7 +70,14 @@ def start(place, name, *more):
 def test_what_the_undisturbed_run_left(undisturbed):
     lines = runs.metrics(undisturbed)
     assert [line["step"] for line in lines] == list(range(1, 41))
-    wanted = {*SAME, "step", "tokens_per_second", "target_tokens_per_second", "data_wait_fraction", "step_seconds"}
+    wanted = {
+        *runs.SAME_METRICS,
+        "step",
+        "tokens_per_second",
+        "target_tokens_per_second",
+        "data_wait_fraction",
+        "step_seconds",
+    }
     assert all(wanted <= line.keys() for line in lines)
     assert len({line["batch_digest"] for line in lines}) == 40
     assert {k for k in lines[19] if k.startswith("eval/")} == {

@@ -33,6 +33,15 @@ SMALL = [
     "TrainConfig.eval_every=20",
     "TrainConfig.log_every=1",
 ]
+# Of a line of metrics.jsonl: equal, bit for bit, in runs that are the same.
+SAME_METRICS = (
+    "loss",
+    "loss/span_corruption",
+    "loss/translation_span_corruption",
+    "grad_norm",
+    "learning_rate",
+    "batch_digest",
+)
 TOY_TASKS = {
     "cc100_a": ("span_corruption", 40, 9),
     "cc100_b": ("span_corruption", 11, 2),
