@@ -157,7 +157,9 @@ def train(
                 raise NonFiniteError(f"{spike}, {rewinds[place.step]} times after step {place.step:,}")
             window = order.batch_of(place.step), order.batch_of(spike.step - 1) + 1
             place.order = order.without(*window)
-            print(note_rewind(spike, place.step, window, place.order, run_dir), flush=True)
+            words = note_rewind(spike, place.step, window, place.order, run_dir)
+            if jax.process_index() == 0:
+                print(words, flush=True)
     if jax.process_index() == 0:
         print(ended, flush=True)
     return watch.stop_request.exit_code
@@ -194,9 +196,8 @@ def _until_spike(run: _Run, place: _Place, device: jax.Device, compute_dtype: st
         return _steps(run, place, device, compute_dtype)
     except LossSpike as spike:
         _finish_save(run)
-        return spike.with_traceback(
-            None
-        )  # the trace keeps the state that the steps held, for which there may be no room
+        # Without its trace, which keeps the state that the steps held: there may be no room for two.
+        return spike.with_traceback(None)
     except (NonFiniteError, IntegrityError):  # on all processes alike: what they save together can be finished
         try:
             _finish_save(run)
