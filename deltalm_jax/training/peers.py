@@ -95,20 +95,22 @@ class Peers:
         if self._coordination is None:
             return
         if error is not None:
-            self._fail(error)
+            if self._cause is None:
+                self._look_into(error)
+            self._end(None)
         self._leave()
 
     @contextlib.contextmanager
     def telling(self) -> Iterator[None]:
-        """Inside, an exception is told to the others before anything else is done about it.
+        """Inside, an exception is looked into, and told to the others, before anything else is done about it.
 
         What is open round this block may wait for the others in closing, e.g. for a checkpoint that all of them write.
         """
         try:
             yield
         except BaseException as error:
-            if self._coordination is not None and not _is_of_jax(error):
-                self._note(error)
+            if self._coordination is not None:
+                self._look_into(error)
                 threading.Thread(target=self._fail_late, daemon=True).start()
             raise
 
@@ -249,15 +251,14 @@ class Peers:
         about = str(error) if user else f"{type(error).__name__}: {error}".partition("\n")[0]
         self._publish(f"{self.name()} has failed: {about}")
 
-    def _fail(self, error: BaseException) -> None:
-        if self._cause is None and _is_of_jax(error):
+    def _look_into(self, error: BaseException) -> None:
+        """Notes an exception as this process's own failure, and tells it; ends the process if another one is behind it."""
+        if _is_of_jax(error):
             since = {n: peer.changes for n, peer in self._peers.items()}
             print("".join(traceback.format_exception(error)), file=sys.stderr, flush=True)
             if (finding := self._explain(since)) is not None:
                 self._end(finding)
-        if self._cause is None:
-            self._note(error)
-        self._end(None)
+        self._note(error)
 
     def _fail_late(self) -> None:
         time.sleep(self._unwinding)
