@@ -10,9 +10,11 @@ import sys
 import numpy as np
 import pytest
 
-from deltalm_jax.data.chunks import PreparedData, write_manifest
+from deltalm_jax.data.chunks import PreparedData, PreparedDataError, write_manifest
 from deltalm_jax.data.shards import encode_record, write_shard
 from deltalm_jax.train import main
+from deltalm_jax.training.gin_files import load
+from deltalm_jax.training.prepared import open_or_prepare
 from tests.support import runs
 from tests.support.toy_data import write_toy_data
 
@@ -122,12 +124,11 @@ class TestMistakes:
         path.write_text(json.dumps(manifest))
         assert "digest does not match" in fails(capsys, *toy_arguments(tmp_path, tmp_path / "data"))
 
-    def test_several_processes_need_prepared_data(self, capsys, tmp_path):
-        message = fails(
-            capsys, "--gin_file=pretrain_tiny.gin", f"--gin.DataConfig.prepared_dir={tmp_path}/none", "--num_processes=2",
-            "--coordinator=127.0.0.1:1", "--process_id=0",
-        )  # fmt: skip
-        assert "prepare it before starting several processes" in message
+    def test_several_processes_need_prepared_data(self, tmp_path):
+        """The command itself then tells the other processes, and ends (tests/faults/test_hangs.py)."""
+        config = load(["pretrain_tiny.gin"], [f"DataConfig.prepared_dir={tmp_path}/none"])
+        with pytest.raises(PreparedDataError, match="prepare it before starting several processes"):
+            open_or_prepare(config, alone=False)
 
 
 def write_corpus(folder, text: bytes = b"Hallo Welt.\n\nNoch ein Dokument.\n", pairs: bytes = b"Hello\tHallo\t1.1\n"):
