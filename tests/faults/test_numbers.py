@@ -73,6 +73,7 @@ def test_a_rewound_run_can_be_replayed_bit_for_bit(place, rewound):
     assert_same_run(place / "replayed", rewound[0])
 
 
+@pytest.mark.slow
 def test_killed_after_a_rewind_it_ends_the_same(place, rewound):
     killed = poisoned(place, "killed", *GUARDED, faults=["kill@0:33:step"])
     assert killed.returncode == -9

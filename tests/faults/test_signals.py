@@ -57,11 +57,11 @@ def lines_until(process, text, limit=120.0):
     [
         # The thread that makes batches starts when the step is about to be compiled.
         ("term@0:1:batch", (), 1),
-        ("int@0:1:batch", (), 1),
-        ("term@0:3:evaluate", ("TrainConfig.eval_every=3",), 4),
+        pytest.param("int@0:1:batch", (), 1, marks=pytest.mark.slow),
+        pytest.param("term@0:3:evaluate", ("TrainConfig.eval_every=3",), 4, marks=pytest.mark.slow),
         ("int@0:3:evaluate", ("TrainConfig.eval_every=3",), 4),
         ("term@0:4:save/begin", ("TrainConfig.checkpoint_every=4",), 5),
-        ("int@0:4:save/begin", ("TrainConfig.checkpoint_every=4",), 5),
+        pytest.param("int@0:4:save/begin", ("TrainConfig.checkpoint_every=4",), 5, marks=pytest.mark.slow),
     ],
 )
 def test_a_signal_while_training_saves_at_the_next_boundary(place, fault, more, saved):
@@ -76,7 +76,9 @@ def test_a_signal_while_training_saves_at_the_next_boundary(place, fault, more, 
     assert "to go on:\n  python -m deltalm_jax.train" in done.stdout
 
 
-@pytest.mark.parametrize(("fault", "code"), [("term@0:*:restore", 75), ("int@0:*:restore", 130)])
+@pytest.mark.parametrize(
+    ("fault", "code"), [("term@0:*:restore", 75), pytest.param("int@0:*:restore", 130, marks=pytest.mark.slow)]
+)
 def test_a_signal_while_restoring_stops_before_the_step_is_compiled(place, fault, code):
     run_dir = place / f"restored-{code}"
     assert runs.run(run_dir, place / "data", "TrainConfig.stop_at_step=2", cache=place / "cache").returncode == 0
@@ -104,7 +106,7 @@ def test_a_second_ctrl_c_is_obeyed_and_the_checkpoint_is_whole(place):
     assert "passed over" not in again.stdout
 
 
-@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("sent", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_while_preparing_ends_the_preparation_too_and_the_same_command_goes_on(place, sent):
     prepared = place / f"prepared-{sent.name}"
     command = runs.command(place / f"run-{sent.name}", prepared, "TrainConfig.stop_at_step=1")
@@ -142,7 +144,7 @@ def processes_with(text):
     return found
 
 
-@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("sent", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGINT])
 def test_a_signal_while_the_other_processes_are_waited_for_ends_the_process(place, sent):
     command = runs.command(
         place / f"alone-{sent.name}", place / "data", "--coordinator=127.0.0.1:1", "--num_processes=2",
