@@ -3,7 +3,7 @@
 Taken for secrets are
 
 - the values of environment variables whose names say so (`HF_TOKEN`, `AWS_SECRET_ACCESS_KEY`), of 8 characters or more,
-  unless they are the path of a file that is there;
+  unless they are the path of a file, or the whole path of a folder, that is there;
 - what has the form of a well-known kind of key, of a private key in PEM, or of a bearer token;
 - the password in `scheme://user:password@host`;
 - the value after a name such as `password`, `api_key` or `access_token`, in flags, JSON, gin and query strings.
@@ -95,7 +95,7 @@ class Redactor:
 
 def _is_path(value: str) -> bool:
     try:
-        return os.path.exists(value)
+        return os.path.isfile(value) or (os.path.isabs(value) and os.path.exists(value))
     except ValueError:  # a null character
         return False
 

@@ -86,7 +86,7 @@ def test_values_of_the_environment_go_by_their_names(name):
 @pytest.mark.parametrize(
     ("name", "value"),
     [("HF_TOKEN", "seven77"), ("TOKENIZERS_PARALLELISM", "opensesame"), ("KEYBOARD", "opensesame"), ("HOME", "opensesame"),
-     ("GOOGLE_APPLICATION_CREDENTIALS", __file__)],
+     ("GOOGLE_APPLICATION_CREDENTIALS", __file__), ("SSH_KEY_DIR", str(pathlib.Path(__file__).parent))],
 )  # fmt: skip
 def test_short_values_other_names_and_paths_of_files_stay(name, value):
     assert Redactor({name: value}).text(f"saying {value}!") == f"saying {value}!"
