@@ -104,6 +104,7 @@ def test_temporary_checkpoints_by_the_clock_leave_room_for_newer_ones(place):
     assert {step: record["temporary"] for step, record in records.items()} == {10: False, 20: False, 21: True}
 
 
+@pytest.mark.slow
 def test_the_process_that_the_others_wait_for_is_named(place):
     """Three batches of process 1 take three seconds each, more than can have been made ahead."""
     faults = [f"sleep@1:{step}:batch" for step in (14, 15, 16)]
