@@ -31,10 +31,10 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 
 from deltalm_jax.data.shards import sync
 from deltalm_jax.fault_points import reached
+from deltalm_jax.parallel.agreement import is_as_on_first_process, of_first_process
 from deltalm_jax.parallel.sharding import path_name
 from deltalm_jax.training.checkpoint_record import (
     RECORD,
@@ -218,6 +218,8 @@ class Checkpoints(SavedSteps):
         except Exception:
             self._discard(folder)
             raise
+        if jax.process_index() != 0:  # process 0 alone knows when the newer step is safe
+            return
         reached("save/retire", record["step"])
         try:
             self._prune(record["step"])
@@ -332,13 +334,12 @@ def newest_checkpoint(checkpoints: Checkpoints) -> dict[str, Any] | None:
     if jax.process_count() == 1:
         return checkpoints.latest()
     record = checkpoints.latest() if jax.process_index() == 0 else None
-    step = int(multihost_utils.broadcast_one_to_all(np.int32(record["step"] if record else -1)))
+    step = of_first_process(record["step"] if record else -1)
     if step < 0:
         return None
     if record is None:  # process 0 has read all of it; the others need not
         record = _as_soon_as_seen(lambda: checkpoints.verify(step, digests=False))
-    ours = np.frombuffer(bytes.fromhex(record["digest"]), np.uint8)
-    if not np.array_equal(multihost_utils.broadcast_one_to_all(ours), ours):
+    if not is_as_on_first_process(record["digest"]):
         raise CheckpointError(
             f"process {jax.process_index()} finds another checkpoint {step} in {checkpoints.directory} than process 0: put "
             "the run directory where all processes see the same files"

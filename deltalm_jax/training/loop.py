@@ -149,7 +149,7 @@ def train(
         if jax.process_index() == 0:
             write_record(config, stream, run_dir)
         rewinds: collections.Counter[int] = collections.Counter()
-        while isinstance(ended := _until_spike(run, place, devices[0], compute_dtype), LossSpike):
+        while isinstance(ended := _until_spike(run, place), LossSpike):
             spike, order = ended, place.order
             place = _newest_place(run, about, allowed_changes, prepared, abstract)
             rewinds[place.step] += 1
@@ -190,10 +190,10 @@ def _newest_place(
     return _Place(state, 0, order, (), about | {"start": start})
 
 
-def _until_spike(run: _Run, place: _Place, device: jax.Device, compute_dtype: str) -> str | LossSpike:
+def _until_spike(run: _Run, place: _Place) -> str | LossSpike:
     """All steps from a place on; returns the run's last words, or the spike at which it has to go back."""
     try:
-        return _steps(run, place, device, compute_dtype)
+        return _steps(run, place)
     except LossSpike as spike:
         _finish_save(run)
         # Without its trace, which keeps the state that the steps held: there may be no room for two.
@@ -211,7 +211,7 @@ def _finish_save(run: _Run) -> None:
     run.checkpoints.wait()
 
 
-def _steps(run: _Run, place: _Place, device: jax.Device, compute_dtype: str) -> str:
+def _steps(run: _Run, place: _Place) -> str:
     """All steps from a place on. Returns the run's last words; raises LossSpike where it has to go back."""
     config, options, start, stop = run.config, run.config.train, place.step, run.last_step
     stop_request, watchdog = run.watch.stop_request, run.watch.watchdog
@@ -235,7 +235,7 @@ def _steps(run: _Run, place: _Place, device: jax.Device, compute_dtype: str) -> 
         contextlib.closing(reporter),
         Prefetcher(make_batch, start, stop, config.data.prefetch) as batches,
     ):
-        _say_where(run, start, device, compute_dtype, reporter)
+        _say_where(run, place, reporter)
         for step, batch in enumerate(batches, start + 1):
             watchdog.phase(f"step {step}", LONG if step == start + 1 else 1.0)  # the first step is compiled
             run.profiler.before(step)
@@ -294,7 +294,8 @@ def _look_at_the_whole(run: _Run, reporter: Reporter, state: State, step: int, s
     return minutes is not None and bool(told.save_seconds[0] >= 60 * minutes)  # process 0's clock, for all
 
 
-def _say_where(run: _Run, start: int, device: jax.Device, compute_dtype: str, reporter: Reporter) -> None:
+def _say_where(run: _Run, place: _Place, reporter: Reporter) -> None:
+    start, device, compute_dtype = place.step, jax.devices()[0], place.about["identity"]["compute_dtype"]
     reporter.say(
         f"{'resuming at' if start else 'starting from'} step {start:,} of {run.last_step:,} on {jax.device_count()} "
         f"{device.platform} device(s), {jax.process_count()} process(es), {compute_dtype}, "

@@ -79,9 +79,9 @@ class Reporter:
     def mean_times(self) -> tuple[float, float, float]:
         """Means over the steps since the last call: seconds, seconds not spent waiting for devices, and for a batch."""
         times, self._times = self._times, []
-        whole, host, waited = (
-            (sum(column) / max(len(times), 1) for column in zip(*times, strict=True)) if times else (0.0,) * 3
-        )
+        if not times:
+            return 0.0, 0.0, 0.0
+        whole, host, waited = (sum(column) / len(times) for column in zip(*times, strict=True))
         return whole, host, waited
 
     def flush(self, more: dict[str, float], by_group: bool = False) -> None:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from deltalm_jax.data.chunks import PreparedData
 from deltalm_jax.data.golden import drift
+from deltalm_jax.parallel.agreement import is_as_on_first_process, of_first_process
 from deltalm_jax.saved_model import SavedModel, SavedModelError, check_fits, open_model
 from deltalm_jax.training.config import Config
 from deltalm_jax.training.step import State, abstract_state, state_from
@@ -73,11 +71,10 @@ def _agreed(saved: SavedModel) -> SavedModel:
     """The model as process 0 sees it: of a run, the same step, though a newer one may have appeared meanwhile."""
     if jax.process_count() == 1:
         return saved
-    step = int(multihost_utils.broadcast_one_to_all(np.int32(saved.origin.get("step", -1))))
+    step = of_first_process(saved.origin.get("step", -1))
     if step >= 0 and step != saved.origin.get("step"):
         saved = open_model(saved.path.parent / str(step))
-    ours = np.frombuffer(hashlib.sha256(saved.digest.encode()).digest(), np.uint8)
-    if not np.array_equal(multihost_utils.broadcast_one_to_all(ours), ours):
+    if not is_as_on_first_process(saved.digest):
         raise SavedModelError(
             f"process {jax.process_index()} finds another model at {saved.path} than process 0: put it where all processes "
             "see the same files"

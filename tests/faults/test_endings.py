@@ -161,3 +161,18 @@ def test_processes_that_were_started_differently_are_told_so(monkeypatch):
         DisagreementError, match="process 1 on b was started with other values .*: TrainConfig.eval_every"
     ):
         exchange.require_same(values)
+
+
+def test_only_the_first_process_retires_steps(tmp_path, monkeypatch):
+    """The others' part of a save may end before the record is written, or fails to be."""
+    import jax
+    import jax.numpy as jnp
+
+    with Checkpoints(tmp_path, 2, None, print) as checkpoints:
+        for step in (5, 10):
+            checkpoints.save(step, {"a": jnp.float32(step)}, {})
+    with Checkpoints(tmp_path, 1, None, print) as other:
+        monkeypatch.setattr(jax, "process_index", lambda: 1)
+        other._commit_or_discard(tmp_path / "15", {"step": 15})
+        monkeypatch.undo()
+    assert other.steps() == [5, 10]
