@@ -24,20 +24,34 @@ class Mask(NamedTuple):
     Attributes:
       real_BS: bool; False at padding, where nobody looks.
       causal: whether position t may look at positions 0 to t only; then S = T.
+      segments: where rows hold several examples, whose each position is, of those that attend and of those attended to,
+        int32 [B, T] and [B, S], from 1 on (see `packed.py`): nobody looks beyond their own. None: a row is one example.
     """
 
     real_BS: jax.Array
     causal: bool = False
+    segments: tuple[jax.Array, jax.Array] | None = None
 
 
-def padding_mask(tokens_BS: jax.Array) -> Mask:
+def padding_mask(tokens_BS: jax.Array, segments: tuple[jax.Array, jax.Array] | None = None) -> Mask:
     """Attention may look at real tokens only."""
-    return Mask(tokens_BS != PAD_ID)
+    return Mask(tokens_BS != PAD_ID, segments=segments)
 
 
-def causal_mask(tokens_BT: jax.Array) -> Mask:
+def causal_mask(tokens_BT: jax.Array, segments: tuple[jax.Array, jax.Array] | None = None) -> Mask:
     """A position may look at itself and at earlier real tokens."""
-    return Mask(tokens_BT != PAD_ID, causal=True)
+    return Mask(tokens_BT != PAD_ID, causal=True, segments=segments)
+
+
+def mask_matrix(mask: Mask, num_queries: int) -> jax.Array:
+    """What a mask means, as bool [B, 1, 1 or T, S]: True where attention may look."""
+    mask_BHTS = mask.real_BS[:, None, None, :]
+    if mask.causal:
+        mask_BHTS = mask_BHTS & jnp.tril(jnp.ones((num_queries, num_queries), bool))
+    if mask.segments is not None:
+        query_BT, key_BS = mask.segments
+        mask_BHTS = mask_BHTS & (query_BT[:, None, :, None] == key_BS[:, None, None, :])
+    return mask_BHTS
 
 
 class KeysValues(NamedTuple):
@@ -60,10 +74,7 @@ def attend_xla(
     dropout_key: jax.Array | None = None,
 ) -> jax.Array:
     """`Attend` from the formula, for any device; all scores are in memory. It alone can drop attention weights."""
-    mask_BHTS = mask.real_BS[:, None, None, :]
-    if mask.causal:
-        length = query_BTHK.shape[1]
-        mask_BHTS = mask_BHTS & jnp.tril(jnp.ones((length, length), bool))
+    mask_BHTS = mask_matrix(mask, query_BTHK.shape[1])
     return plain_attention(query_BTHK, seen.key_BSHK, seen.value_BSHK, mask_BHTS, dropout_rate, dropout_key)
 
 

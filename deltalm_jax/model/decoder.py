@@ -20,6 +20,7 @@ from deltalm_jax.model.dropout import layer_keys, split_key
 from deltalm_jax.model.embedding import embed, embedding_table, look_up, position_rows
 from deltalm_jax.model.layer import Gather, scan_layers, stack_layers
 from deltalm_jax.model.linear import LayerNorm
+from deltalm_jax.model.packed import source_segments, target_segments
 
 Cache = dict[str, dict[str, jax.Array]]
 """What decoding one token at a time remembers (see `deltalm.init_cache`)."""
@@ -50,34 +51,40 @@ class Decoder(nnx.Module):
         compute_dtype: jax.typing.DTypeLike = jnp.float32,
         return_states: bool = False,
         gather: Gather | None = None,
+        packed: bool = False,
     ) -> tuple[jax.Array, jax.Array | None]:
         """Decodes with the target known (teacher forcing).
 
         Args:
           token_BTD: the decoder input's rows of the shared token table.
           encoded_BSD: the encoder's output.
-          encoder_tokens_BS: the encoder's input; only its padding matters.
+          encoder_tokens_BS: the encoder's input; only its padding matters, and its `</s>` if it is packed.
           tokens_BT: decoder input ids.
           dropout_key: a key or keys [B]; None for no dropout.
           compute_dtype: of the activations.
           return_states: whether to return the residual stream of every layer.
           gather: see `scan_layers`.
+          packed: whether a row holds several examples (see `packed.py`).
 
         Returns:
           [B, T, D], to be multiplied with the token table, in `compute_dtype`; and the residual stream before the first
           layer and after each, [N + 1, B, T, D] (None unless asked for).
         """
         embedding_key, layers_key = split_key(dropout_key, 2)
+        segments_BT = target_segments(tokens_BT) if packed else None
         hidden_BTD = embed(
             self.config,
             token_BTD,
             self.position_embedding[...],
             self.embedding_layer_norm,
-            position_rows(tokens_BT),
+            position_rows(tokens_BT, segments_BT),
             embedding_key,
             compute_dtype,
         )
-        self_mask, cross_mask = causal_mask(tokens_BT), padding_mask(encoder_tokens_BS)
+        own = source = None
+        if segments_BT is not None:
+            own, source = (segments_BT, segments_BT), (segments_BT, source_segments(encoder_tokens_BS))
+        self_mask, cross_mask = causal_mask(tokens_BT, own), padding_mask(encoder_tokens_BS, source)
 
         def apply_layer(
             layer: Layer, hidden_BTD: jax.Array, key: jax.Array | None

@@ -65,6 +65,7 @@ def hidden_states(
     compute_dtype: jax.typing.DTypeLike = jnp.float32,
     gather: Gather | None = None,
     attend: Attend = attend_xla,
+    packed: bool = False,
 ) -> jax.Array:
     """The whole model short of its output layer.
 
@@ -79,6 +80,7 @@ def hidden_states(
       compute_dtype: of activations and matrix products.
       gather: makes a layer's weights whole where each device keeps a part of them (see `layer.scan_layers`).
       attend: what computes attention (see `kernels.py`).
+      packed: whether a row holds several examples, each closed by `</s>` on both sides (see `packed.py`).
 
     Returns:
       [B, T, D] in `compute_dtype`, to be multiplied with `params["token_embedding"]` [V, D].
@@ -87,7 +89,13 @@ def hidden_states(
       ValueError: a sequence is longer than `config.max_length`.
     """
     rows_BSD, rows_BTD = token_rows or (None, None)
-    shared: Any = {"dropout_key": dropout_key, "compute_dtype": compute_dtype, "gather": gather, "attend": attend}
+    shared: Any = {
+        "dropout_key": dropout_key,
+        "compute_dtype": compute_dtype,
+        "gather": gather,
+        "attend": attend,
+        "packed": packed,
+    }
     encoded_BSD = apply_encoder(config, params, encoder_tokens_BS, token_BSD=rows_BSD, **shared)
     return apply_decoder(
         config, params, encoded_BSD, encoder_tokens_BS, decoder_input_tokens_BT, token_BTD=rows_BTD, **shared
@@ -104,13 +112,19 @@ def apply_encoder(
     compute_dtype: jax.typing.DTypeLike = jnp.float32,
     gather: Gather | None = None,
     attend: Attend = attend_xla,
+    packed: bool = False,
 ) -> jax.Array:
     """The encoder alone; arguments as for `hidden_states`. Returns [B, S, D] in `compute_dtype`."""
     encoder_key, _ = split_key(dropout_key, 2)
     if token_BSD is None:
         token_BSD = look_up(params["token_embedding"], encoder_tokens_BS)
     return _merge(config, params, attend).encoder(
-        token_BSD, encoder_tokens_BS, dropout_key=encoder_key, compute_dtype=compute_dtype, gather=gather
+        token_BSD,
+        encoder_tokens_BS,
+        dropout_key=encoder_key,
+        compute_dtype=compute_dtype,
+        gather=gather,
+        packed=packed,
     )[0]
 
 
@@ -126,6 +140,7 @@ def apply_decoder(
     compute_dtype: jax.typing.DTypeLike = jnp.float32,
     gather: Gather | None = None,
     attend: Attend = attend_xla,
+    packed: bool = False,
 ) -> jax.Array:
     """The decoder alone, given the encoder's output and input ids (for their padding). Returns as `hidden_states`."""
     _, decoder_key = split_key(dropout_key, 2)
@@ -139,6 +154,7 @@ def apply_decoder(
         dropout_key=decoder_key,
         compute_dtype=compute_dtype,
         gather=gather,
+        packed=packed,
     )[0]
 
 

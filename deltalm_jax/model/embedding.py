@@ -20,13 +20,21 @@ def embedding_table(rows: int, size: int, padding_row: int, rngs: nnx.Rngs) -> n
     return nnx.Param(table.at[padding_row].set(0.0))
 
 
-def position_rows(tokens_BS: jax.Array) -> jax.Array:
+def position_rows(tokens_BS: jax.Array, segments_BS: jax.Array | None = None) -> jax.Array:
     """int32 [B, S]: each token's row in the position table. Only real tokens count, so padding may stand anywhere.
 
     The first token of a sequence takes row 2; padding takes row 1 (fairseq's `utils.make_positions`).
+
+    Args:
+      tokens_BS: int ids.
+      segments_BS: where a row holds several sequences, the number of each position's (see `packed.py`); each starts anew.
     """
     real_BS = (tokens_BS != PAD_ID).astype(jnp.int32)
-    return jnp.cumsum(real_BS, axis=1) * real_BS + PADDING_POSITION
+    count_BS = jnp.cumsum(real_BS, axis=1)
+    if segments_BS is not None:
+        begins_BS = segments_BS != jnp.pad(segments_BS[:, :-1], ((0, 0), (1, 0)))
+        count_BS -= jax.lax.cummax(jnp.where(begins_BS, count_BS - real_BS, 0), axis=1)
+    return count_BS * real_BS + PADDING_POSITION
 
 
 def look_up(token_embedding_VD: jax.Array, tokens_BS: jax.Array) -> jax.Array:

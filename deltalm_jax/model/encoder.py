@@ -15,6 +15,7 @@ from deltalm_jax.model.embedding import embed, embedding_table, position_rows
 from deltalm_jax.model.feed_forward import FeedForward
 from deltalm_jax.model.layer import Gather, feed_forward_sublayer, scan_layers, self_attention_sublayer, stack_layers
 from deltalm_jax.model.linear import LayerNorm
+from deltalm_jax.model.packed import source_segments
 
 
 class EncoderLayer(nnx.Module):
@@ -55,6 +56,7 @@ class Encoder(nnx.Module):
         compute_dtype: jax.typing.DTypeLike = jnp.float32,
         return_states: bool = False,
         gather: Gather | None = None,
+        packed: bool = False,
     ) -> tuple[jax.Array, jax.Array | None]:
         """Encodes token ids.
 
@@ -65,24 +67,26 @@ class Encoder(nnx.Module):
           compute_dtype: of the activations.
           return_states: whether to return the residual stream of every layer.
           gather: see `scan_layers`.
+          packed: whether a row holds several texts (see `packed.py`).
 
         Returns:
           [B, S, D] for the decoder to look at, in `compute_dtype`; and the residual stream before the first layer and
           after each, [N + 1, B, S, D] (None unless asked for).
         """
         embedding_key, layers_key = split_key(dropout_key, 2)
+        segments_BS = source_segments(tokens_BS) if packed else None
         hidden_BSD = embed(
             self.config,
             token_BSD,
             self.position_embedding[...],
             self.embedding_layer_norm,
-            position_rows(tokens_BS),
+            position_rows(tokens_BS, segments_BS),
             embedding_key,
             compute_dtype,
         )
         # Padding is zero here, as in fairseq. No real position sees the difference, for attention never looks there.
         hidden_BSD *= (tokens_BS != PAD_ID)[:, :, None]
-        mask = padding_mask(tokens_BS)
+        mask = padding_mask(tokens_BS, None if segments_BS is None else (segments_BS, segments_BS))
 
         def apply_layer(
             layer: EncoderLayer, hidden_BSD: jax.Array, key: jax.Array | None

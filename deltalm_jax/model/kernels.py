@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from deltalm_jax.errors import UserError
-from deltalm_jax.model.attention import Attend, KeysValues, Mask, attend_xla
+from deltalm_jax.model.attention import Attend, KeysValues, Mask, attend_xla, mask_matrix
 from deltalm_jax.model.config import ModelConfig
 
 SPLASH_OUTPUT = "splash_output"
@@ -34,7 +34,8 @@ def attend_splash(query_BTHK: jax.Array, seen: KeysValues, mask: Mask, *, interp
 
     Padding is told by segments: a query looks at the keys of its own segment only. Real keys are segment 1, as are the
     queries that can see one; padding is segment 0, as are the queries that see nothing else, so that their softmax is
-    proper too; keys added to fill 128 are segment 2, which no query has.
+    proper too; keys added to fill 128 are segment -1, which no query has. Where a row holds several examples, their own
+    numbers take the place of 1.
 
     Args:
       query_BTHK, seen, mask: see `attention.Attend`.
@@ -57,9 +58,10 @@ def attend_splash(query_BTHK: jax.Array, seen: KeysValues, mask: Mask, *, interp
         sees_BT = (jnp.arange(num_queries) >= first_real_B1) & mask.real_BS.any(axis=1, keepdims=True)
     else:
         sees_BT = jnp.broadcast_to(mask.real_BS.any(axis=1, keepdims=True), query_BTHK.shape[:2])
+    query_BT, key_BS = mask.segments or (1, 1)
     segments = SegmentIds(
-        q=_lengthen(sees_BT.astype(jnp.int32), _LANES),
-        kv=_lengthen(mask.real_BS.astype(jnp.int32), _LANES, value=2),
+        q=_lengthen(jnp.where(sees_BT, query_BT, 0), _LANES),
+        kv=_lengthen(jnp.where(mask.real_BS, key_BS, 0), _LANES, value=-1),
     )
 
     shape = query_BHTK.shape[2], key_BHSK.shape[2]
@@ -105,12 +107,26 @@ def attend_cudnn(
     """`Attend` by cuDNN, for rows whose padding is at their end, as that of all batches from prepared data is.
 
     cuDNN would rather be told the length of a row than a matrix of what is masked: the matrix is read for every head, and
-    its unwanted gradient is written. A row with padding before a token gives NaN, not a wrong answer.
+    its unwanted gradient is written. A row with padding before a token gives NaN, not a wrong answer. Rows of several
+    examples cannot be told so, and take the matrix.
 
     Args:
       query_BTHK, seen, mask: see `attention.Attend`; bfloat16 or float16.
       implementation: "xla" makes the same call without cuDNN, on any device and in any dtype; for tests.
     """
+    if mask.segments is not None:
+        # JAX refuses to train cuDNN on odd lengths: what is added is looked at by nobody.
+        matrix_BHTS = mask_matrix(mask, query_BTHK.shape[1])
+        widths = [(0, 0), (0, 0), (0, query_BTHK.shape[1] % 2), (0, seen.key_BSHK.shape[1] % 2)]
+        mixed_BTHK = jax.nn.dot_product_attention(
+            _lengthen(query_BTHK, 2),
+            _lengthen(seen.key_BSHK, 2),
+            _lengthen(seen.value_BSHK, 2),
+            scale=1.0,
+            mask=jnp.pad(matrix_BHTS, widths),
+            implementation=implementation,
+        )
+        return mixed_BTHK[:, : query_BTHK.shape[1]]
     real_BS = mask.real_BS
     lengths_B = jnp.sum(real_BS, axis=1, dtype=jnp.int32)
     at_end_B = jnp.all(real_BS == (jnp.arange(real_BS.shape[1]) < lengths_B[:, None]), axis=1)

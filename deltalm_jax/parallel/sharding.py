@@ -291,14 +291,15 @@ def map_over_heads(attend: Attend, mesh: Mesh) -> Attend:
 
     def attend_by_head(query_BTHK: jax.Array, seen: KeysValues, mask: Mask) -> jax.Array:
         by_head = P(None, None, "tensor" if query_BTHK.shape[2] % mesh.shape["tensor"] == 0 else None, None)
+        arrays = {"real_BS": mask.real_BS} | ({} if mask.segments is None else {"segments": mask.segments})
         return jax.shard_map(
-            lambda query_BTHK, seen, real_BS: attend(query_BTHK, seen, mask._replace(real_BS=real_BS)),
+            lambda query_BTHK, seen, arrays: attend(query_BTHK, seen, mask._replace(**arrays)),
             mesh=None if split_axes(mesh) else mesh,  # None: the mesh of the `shard_map` around this one
             in_specs=(by_head, by_head, P()),
             out_specs=by_head,
             axis_names={"tensor"},
             check_vma=False,
-        )(query_BTHK, seen, mask.real_BS)
+        )(query_BTHK, seen, arrays)
 
     return attend_by_head
 
