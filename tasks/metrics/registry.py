@@ -1,0 +1,143 @@
+"""Every metric by its name."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from tasks.metrics.meteor import meteor_nltk, require_wordnet
+from tasks.metrics.result import MetricError, References, Scores, check_texts
+from tasks.metrics.rouge import rouge, rouge_characters
+from tasks.metrics.sacre import BLEU_TOKENIZERS, bleu, chrf_plus_plus
+from tasks.metrics.scripts import SCRIPTS, script_ratio
+
+
+def _nothing_needed() -> None:
+    """For metrics that come with the project's packages."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """A metric.
+
+    Attributes:
+      name: in configurations and results.
+      about: what it is, for lists.
+      compute: (hypotheses, references) → scores by name; a metric may have several (ROUGE has three).
+      require: raises MetricError where it cannot be computed on this machine. To be asked before hours of decoding.
+    """
+
+    name: str
+    about: str
+    compute: Callable[[Sequence[str], References], Scores]
+    require: Callable[[], Any] = _nothing_needed
+
+
+def score(name: str, hypotheses: Sequence[str], references: References) -> Scores:
+    """Scores texts.
+
+    Args:
+      name: a key of `METRICS`.
+      hypotheses: one string an example, detokenized.
+      references: for each hypothesis a list of one or more strings. How several are used: `sacre`, `rouge`, `meteor`.
+
+    Returns:
+      Name → {"score": from 0 to 100, "signature": how it was computed}; scores are never rounded.
+
+    Raises:
+      MetricError: an unknown name, a metric that cannot be computed here, or unequal, empty or missing texts.
+    """
+    return _find(name).compute(hypotheses, references)
+
+
+def require(names: Sequence[str]) -> None:
+    """Makes sure that metrics can be computed here, before there is anything to score.
+
+    Raises:
+      MetricError: an unknown name, or what is missing for one.
+    """
+    for name in names:
+        _find(name).require()
+
+
+def metric_fn(name: str) -> Callable[[Sequence[Sequence[str]], Sequence[str]], dict[str, Any]]:
+    """A metric as seqio's `metric_fns` take it: (targets, predictions) → seqio's values by name.
+
+    Targets are lists of references, predictions are strings; `tasks.downstream` has the postprocessor that gives both.
+    Beside each `NAME` stands `NAME_signature`, as text.
+
+    Raises:
+      MetricError: an unknown name; later, as `score`.
+    """
+    _find(name)
+
+    def metric(targets: Sequence[Sequence[str]], predictions: Sequence[str]) -> dict[str, Any]:
+        from seqio import metrics
+
+        values: dict[str, Any] = {}
+        for key, found in score(name, predictions, targets).items():
+            values[key] = metrics.Scalar(found["score"])
+            values[f"{key}_signature"] = metrics.Text(found["signature"])
+        return values
+
+    metric.__name__ = name
+    return metric
+
+
+def _find(name: str) -> Metric:
+    if name not in METRICS:
+        near = difflib.get_close_matches(name, METRICS, n=3)
+        hint = f", did you mean {' or '.join(near)}?" if near else "."
+        raise MetricError(f"Unknown metric {name!r}{hint} Known: {', '.join(METRICS)}.")
+    return METRICS[name]
+
+
+def _refuse(name: str, command: str) -> NoReturn:
+    raise MetricError(
+        f"{name}: no model given. It takes weights of another model, which this project neither has nor downloads. Score "
+        f"the written outputs with the metric's own program and a model that you have: {command}"
+    )
+
+
+def _by_a_model(name: str, about: str, command: str) -> Metric:
+    refuse = functools.partial(_refuse, name, command)
+
+    def compute(hypotheses: Sequence[str], references: References) -> Scores:
+        check_texts(name, hypotheses, references)
+        refuse()
+
+    return Metric(name, about, compute, refuse)
+
+
+def _all() -> list[Metric]:
+    metrics = []
+    for tokenizer in BLEU_TOKENIZERS:
+        name = "bleu" if tokenizer == "13a" else f"bleu_{tokenizer}"
+        compute = functools.partial(bleu, name, tokenizer=tokenizer)
+        metrics.append(Metric(name, f"sacreBLEU's BLEU, tokenizer {tokenizer}", compute))
+    metrics += [
+        Metric("chrf++", "sacreBLEU's chrF++", functools.partial(chrf_plus_plus, "chrf++")),
+        Metric("rouge", "ROUGE-1, -2 and -L over words", rouge),
+        Metric("rouge_characters", "ROUGE-1, -2 and -L over characters: Chinese, Japanese, Thai", rouge_characters),
+        Metric("meteor_nltk", "NLTK's METEOR (not METEOR 1.5), English, needs WordNet", meteor_nltk, require_wordnet),
+        _by_a_model(
+            "bertscore",
+            "BERTScore; not computed here",
+            "bert-score -c hypotheses.txt -r references.txt -m FOLDER_OF_THE_MODEL --num_layers LAYER",
+        ),
+        _by_a_model(
+            "comet",
+            "COMET; not computed here",
+            "comet-score -s sources.txt -t hypotheses.txt -r references.txt --model MODEL.ckpt",
+        ),
+    ]
+    for script in SCRIPTS:
+        compute = functools.partial(script_ratio, script)
+        metrics.append(Metric(f"script_{script}", f"share of outputs written in {script}", compute))
+    return metrics
+
+
+METRICS: dict[str, Metric] = {metric.name: metric for metric in _all()}
