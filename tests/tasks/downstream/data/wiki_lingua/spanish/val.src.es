@@ -1,0 +1,2 @@
+Llena una olla con agua. Ponla al fuego y espera a que hierva.
+Lava las manzanas. Córtalas en cuartos.

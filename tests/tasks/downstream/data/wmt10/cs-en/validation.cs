@@ -1,0 +1,2 @@
+Kočka spí na peci.
+Děti si hrají na dvoře.
