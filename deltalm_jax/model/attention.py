@@ -15,7 +15,7 @@ from flax import nnx
 
 from deltalm_jax.model.config import PAD_ID, ModelConfig
 from deltalm_jax.model.linear import Linear
-from deltalm_jax.model.plain_attention import plain_attention
+from deltalm_jax.model.plain_attention import MASKED_SCORE, attend_swapped, plain_attention
 
 
 class Mask(NamedTuple):
@@ -76,6 +76,44 @@ def attend_xla(
     """`Attend` from the formula, for any device; all scores are in memory. It alone can drop attention weights."""
     mask_BHTS = mask_matrix(mask, query_BTHK.shape[1])
     return plain_attention(query_BTHK, seen.key_BSHK, seen.value_BSHK, mask_BHTS, dropout_rate, dropout_key)
+
+
+def attend_heads_first(query_BTHK: jax.Array, seen: KeysValues, mask: Mask) -> jax.Array:
+    """As `attend_xla`, but keys and values are [B, H, S, K], as they are multiplied: for what is looked at many times."""
+    return swapped(attend_swapped(swapped(query_BTHK), *seen, mask_matrix(mask, query_BTHK.shape[1]), None, 0.0))
+
+
+def attend_past_and_itself(
+    past: KeysValues, allowed_BTP: jax.Array, query_BTHK: jax.Array, own: KeysValues, mask: Mask
+) -> jax.Array:
+    """Every position looks at those places of a past that it may, and at itself: never at its neighbours.
+
+    Nothing of the past is copied to have both in one array, which would take longer than to attend to it.
+
+    Args:
+      past: keys and values [B, H, P, K].
+      allowed_BTP: bool; True where a position may look.
+      query_BTHK: scaled queries.
+      own: keys and values of the T positions, [B, T, H, K].
+      mask: not looked at.
+    """
+    dtype, query_BHTK = query_BTHK.dtype, swapped(query_BTHK)
+    key_BHTK, value_BHTK = (swapped(array).astype(jnp.float32) for array in own)
+    scores_BHTP = jnp.einsum("BHTK,BHPK->BHTP", query_BHTK, past.key_BSHK, preferred_element_type=jnp.float32)
+    scores_BHTP = jnp.where(allowed_BTP[:, None], scores_BHTP, MASKED_SCORE)
+    own_BHT1 = jnp.sum(query_BHTK.astype(jnp.float32) * key_BHTK, axis=-1, keepdims=True)
+    largest_BHT1 = jnp.maximum(jnp.max(scores_BHTP, axis=-1, keepdims=True), own_BHT1)
+    exp_BHTP, own_BHT1 = jnp.exp(scores_BHTP - largest_BHT1), jnp.exp(own_BHT1 - largest_BHT1)
+    mixed_BHTK = jnp.einsum(
+        "BHTP,BHPK->BHTK", exp_BHTP.astype(dtype), past.value_BSHK, preferred_element_type=jnp.float32
+    )
+    mixed_BHTK = (mixed_BHTK + own_BHT1 * value_BHTK) / (jnp.sum(exp_BHTP, axis=-1, keepdims=True) + own_BHT1)
+    return swapped(mixed_BHTK.astype(dtype))
+
+
+def swapped(array: jax.Array) -> jax.Array:
+    """Positions and heads in each other's place."""
+    return jnp.swapaxes(array, 1, 2)
 
 
 class Attention(nnx.Module):

@@ -1,19 +1,29 @@
 """The decoder, over targets known in advance and one token at a time. The layers are in `decoder_layer.py`.
 
 Legend: B batch, T target positions, S source positions, L positions of the cache, D hidden size, V vocabulary, N layers,
-H heads, K head size.
+H heads, K head size; W beams of each source.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from deltalm_jax.model.attention import Attend, KeysValues, Mask, attend_xla, causal_mask, padding_mask
+from deltalm_jax.model.attention import (
+    Attend,
+    KeysValues,
+    Mask,
+    attend_heads_first,
+    attend_past_and_itself,
+    attend_xla,
+    causal_mask,
+    padding_mask,
+)
 from deltalm_jax.model.config import PAD_ID, PADDING_POSITION, RESERVED_POSITIONS, ModelConfig
 from deltalm_jax.model.decoder_layer import InterleavedLayer, VanillaLayer
 from deltalm_jax.model.dropout import layer_keys, split_key
@@ -24,6 +34,15 @@ from deltalm_jax.model.packed import source_segments, target_segments
 
 Cache = dict[str, dict[str, jax.Array]]
 """What decoding one token at a time remembers (see `deltalm.init_cache`)."""
+
+
+class BeamCache(NamedTuple):
+    """What decoding several hypotheses of each source remembers, layer by layer (see `deltalm.init_beams`)."""
+
+    source: list[KeysValues]
+    real_BS: jax.Array
+    target: list[KeysValues]
+
 
 Layer = InterleavedLayer | VanillaLayer
 _LAYER_CLASSES: dict[str, Callable[..., Layer]] = {"interleaved": InterleavedLayer, "vanilla": VanillaLayer}
@@ -156,3 +175,58 @@ class Decoder(nnx.Module):
             "length": target["length"] + (place_B < max_length),
         }
         return hidden_B1D[:, 0], {"source": source, "target": target}
+
+    def init_beams(
+        self, encoded_BSD: jax.Array, encoder_tokens_BS: jax.Array, num_beams: int, max_length: int
+    ) -> BeamCache:
+        """A cache for `step_beams`; described at `deltalm.init_beams`."""
+        layers = range(self.config.num_decoder_layers)
+        cache = self.init_cache(encoded_BSD, encoder_tokens_BS, num_beams * max_length)
+
+        def of_layers(part: dict[str, jax.Array]) -> list[KeysValues]:
+            key_NBHPK, value_NBHPK = (jnp.swapaxes(part[name], 2, 3) for name in ("key", "value"))
+            return [KeysValues(key_NBHPK[layer], value_NBHPK[layer]) for layer in layers]
+
+        return BeamCache(of_layers(cache["source"]), cache["source"]["real"][0], of_layers(cache["target"]))
+
+    def step_beams(
+        self,
+        layer_params: list[dict[str, Any]],
+        token_BWD: jax.Array,
+        cache: BeamCache,
+        place: jax.Array,
+        path_BWL: jax.Array,
+    ) -> tuple[jax.Array, BeamCache]:
+        """[B, W, D] at these rows of the token table, and the cache with them; described at `deltalm.decode_beams`."""
+        batch, beams, _ = token_BWD.shape
+        hidden_BWD = embed(
+            self.config,
+            token_BWD,
+            self.position_embedding[...],
+            self.embedding_layer_norm,
+            jnp.broadcast_to(place + RESERVED_POSITIONS, (batch, beams)),
+            None,
+            cache.source[0].key_BSHK.dtype,
+        )
+        path_BWLW = path_BWL[..., None] == jnp.arange(beams)
+        path_BWLW &= (jnp.arange(path_BWL.shape[2]) < place)[:, None]
+        allowed_BWP, cross_mask = path_BWLW.reshape(batch, beams, -1), Mask(cache.real_BS)
+        graph = nnx.graphdef(self.layers)
+        target = []
+        for params, source, past in zip(layer_params, cache.source, cache.target, strict=True):
+            layer: Layer = nnx.merge(graph, params)
+            # Beams attend as so many positions of one row would: to one source, and each to its own path and to itself.
+            layer.self_attention.attend = partial(attend_past_and_itself, past, allowed_BWP)
+            layer.cross_attention.attend = attend_heads_first
+            hidden_BWD, own = layer(hidden_BWD, source, cross_mask, cross_mask)  # the first is not looked at
+            target.append(
+                KeysValues(
+                    *(
+                        jax.lax.dynamic_update_slice_in_dim(old, jnp.swapaxes(new, 1, 2), place * beams, axis=2)
+                        for old, new in zip(past, own, strict=True)
+                    )
+                )
+            )
+        if self.final_layer_norm is not None:
+            hidden_BWD = self.final_layer_norm(hidden_BWD)
+        return hidden_BWD, cache._replace(target=target)

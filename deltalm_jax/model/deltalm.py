@@ -14,7 +14,7 @@ from flax import nnx
 
 from deltalm_jax.model.attention import Attend, attend_xla
 from deltalm_jax.model.config import EOS_ID, PAD_ID, ModelConfig
-from deltalm_jax.model.decoder import Cache, Decoder
+from deltalm_jax.model.decoder import BeamCache, Cache, Decoder
 from deltalm_jax.model.dropout import split_key
 from deltalm_jax.model.embedding import embedding_table, look_up
 from deltalm_jax.model.encoder import Encoder
@@ -211,12 +211,16 @@ def init_cache(
       ValueError: `max_length` is not between 1 and `config.max_length`.
     """
     max_length = config.max_length if max_length is None else max_length
+    _check_cache_length(config, max_length)
+    return _merge(config, params).decoder.init_cache(encoded_BSD, encoder_tokens_BS, max_length)
+
+
+def _check_cache_length(config: ModelConfig, max_length: int) -> None:
     if not 1 <= max_length <= config.max_length:
         raise ValueError(
             f"max_length={max_length} must be between 1 and ModelConfig.max_length={config.max_length}, for the decoder "
             f"has no positions beyond: ask for shorter outputs, or raise ModelConfig.max_length (a new position table)"
         )
-    return _merge(config, params).decoder.init_cache(encoded_BSD, encoder_tokens_BS, max_length)
 
 
 def decode_step(config: ModelConfig, params: Params, cache: Cache, tokens_B: jax.Array) -> tuple[jax.Array, Cache]:
@@ -248,14 +252,83 @@ def decode_step(config: ModelConfig, params: Params, cache: Cache, tokens_B: jax
     return model.decoder.step(model.token_embedding[...], cache, jnp.asarray(tokens_B))
 
 
+class BeamWeights(NamedTuple):
+    """What `decode_beams` needs of the parameters, taken apart once and not in every step."""
+
+    params: Params
+    layers: list[Params]  # of the decoder, each alone; matrices in the dtype of computation
+    table_VD: jax.Array  # the token table in that dtype
+
+
+def init_beams(
+    config: ModelConfig,
+    params: Params,
+    encoded_BSD: jax.Array,
+    encoder_tokens_BS: jax.Array,
+    num_beams: int,
+    max_length: int,
+) -> tuple[BeamWeights, BeamCache]:
+    """An empty cache for several hypotheses (W beams) of each source, and the weights, for decoding with `decode_beams`.
+
+    Of each decoder layer there are
+
+        source   key, value  [B, H, S, K]     once for each source, however many beams look at them
+        target   key, value  [B, H, L·W, K]   of what was fed at place l as beam w, at l·W + w; zero where nothing is yet
+
+    Arguments and errors as for `init_cache`.
+    """
+    _check_cache_length(config, max_length)
+    cache = _merge(config, params).decoder.init_beams(encoded_BSD, encoder_tokens_BS, num_beams, max_length)
+
+    def cast(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+        return leaf if any(str(key.key).endswith("layer_norm") for key in path) else leaf.astype(encoded_BSD.dtype)
+
+    stacked = jax.tree.map_with_path(cast, params["decoder"]["layers"])
+    layers = [jax.tree.map(lambda leaf, n=n: leaf[n], stacked) for n in range(config.num_decoder_layers)]
+    return BeamWeights(params, layers, params["token_embedding"].astype(encoded_BSD.dtype)), cache
+
+
+def decode_beams(
+    config: ModelConfig,
+    weights: BeamWeights,
+    cache: BeamCache,
+    tokens_BW: jax.Array,
+    place: jax.Array,
+    path_BWL: jax.Array,
+) -> tuple[jax.Array, BeamCache]:
+    """Feeds the decoder one more token for each beam. The first one is `</s>`.
+
+    What a beam was is never moved: where beam search goes on from another beam, only the small `path` is reordered. A beam
+    attends to all its source's beams at once, W times as many places as it has a past, of which all but its own path are
+    masked; that is cheaper than to copy every key and value in every step.
+
+    Args:
+      config: of the model.
+      weights, cache: from `init_beams`, the cache later from the step before.
+      tokens_BW: int ids; padding is fed like any other token.
+      place: int32 scalar, the tokens that each beam was fed before; below L.
+      path_BWL: int, which beam of the source the hypothesis was at each place; what stands at `place` and after it is not
+        looked at.
+
+    Returns:
+      float32 logits of the next token, [B, W, V]; and the cache with these tokens in it, each as the beam that it was fed as.
+    """
+    token_BWD = look_up(weights.params["token_embedding"], tokens_BW)
+    decoder = _merge(config, weights.params).decoder
+    hidden_BWD, cache = decoder.step_beams(weights.layers, token_BWD, cache, place, path_BWL)
+    rows_RD = hidden_BWD.reshape(-1, hidden_BWD.shape[-1])  # a product of two matrices is what a CPU does fastest
+    logits_RV = jnp.einsum("RD,VD->RV", rows_RD, weights.table_VD, preferred_element_type=jnp.float32)
+    return logits_RV.reshape(*tokens_BW.shape, -1), cache
+
+
 CacheT = TypeVar("CacheT", Cache, dict[str, jax.Array])
 
 
 def take_rows(cache: CacheT, rows_B: jax.Array) -> CacheT:
     """A cache whose row b is row `rows_B[b]` of this one; there may be more, or fewer, rows than before.
 
-    Beam search repeats each row once for its beams, and then reorders after each step. Beams that stay with their source
-    need only the latter part reordered: `cache | {"target": take_rows(cache["target"], rows_B)}`.
+    Rows that stay with their source need only the latter part reordered:
+    `cache | {"target": take_rows(cache["target"], rows_B)}`. Beam search does without: see `decode_beams`.
     """
     return jax.tree.map(lambda leaf: jnp.take(leaf, rows_B, axis=1), cache)
 
