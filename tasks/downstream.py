@@ -23,7 +23,7 @@ from deltalm_jax.data.vocabulary import Vocabulary
 from deltalm_jax.model.config import EOS_ID
 from tasks.data_to_text import webnlg
 from tasks.downstream_spec import DownstreamSpec
-from tasks.languages import load_languages
+from tasks.languages import Codes, load_languages
 from tasks.metrics import metric_fn
 from tasks.question_generation import xqg
 from tasks.summarization import wiki_lingua, xgiga
@@ -156,8 +156,9 @@ def add_downstream_task(
     vocabulary = vocabulary if isinstance(vocabulary, Vocabulary) else Vocabulary.load(vocabulary)
     target_language = language.rsplit("-", 1)[-1]
     if groups is None:
-        table = load_languages()
-        groups = table[target_language].groups if target_language in table else {}
+        codes = Codes(load_languages())
+        code = codes.find(target_language)
+        groups = codes.table[code].groups if code in codes.table else {}
     text = (
         *preprocessors,
         functools.partial(complete, source_prefix=source_prefix, language=target_language),
