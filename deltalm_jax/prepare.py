@@ -22,6 +22,7 @@ from deltalm_jax.data.text_flags import SAMPLE, add_text_flags, inputs_of_flags,
 from deltalm_jax.data.vocabulary import DEFAULT_NUM_SENTINELS
 from deltalm_jax.errors import UserError
 from deltalm_jax.objectives import OBJECTIVES, length_settings
+from deltalm_jax.objectives.sequence_to_sequence import MIN_SIDE_LENGTH
 from deltalm_jax.paths import is_remote
 from deltalm_jax.quiet import quiet_imports
 
@@ -78,6 +79,22 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         help="ids in a chunk, before corruption (default: %(default)s, the paper's); or one for each objective, as "
         "span_corruption=568,translation_span_corruption=766 (the dry run of a training shows its own: raw tokens)",
     )  # fmt: skip
+    of_examples = parser.add_argument_group("of examples, for sequence_to_sequence")
+    of_examples.add_argument(
+        "--source_length", type=int, default=256, metavar="N",
+        help="ids of a chunk's sources, </s> included; longer ones are cut (default: %(default)s)",
+    )  # fmt: skip
+    of_examples.add_argument(
+        "--target_length", type=int, default=256, metavar="N",
+        help="ids of its targets; examples with longer ones are left out (default: %(default)s)",
+    )  # fmt: skip
+    of_examples.add_argument(
+        "--no_packing", dest="packing", action="store_false", help="give every example a chunk of its own"
+    )
+    of_examples.add_argument(
+        "--source_prefix", default="", metavar="TEXT",
+        help='text put before every source; {target} in it is what is behind the last hyphen of its name: "__{target}__ "',
+    )  # fmt: skip
     how.add_argument(
         "--validation_fraction", type=float, default=0.001, metavar="X",
         help="share of texts held out where there is no validation file (default: %(default)s)",
@@ -123,6 +140,9 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         if flags.data_dir != SAMPLE:
             parser.error("--vocabulary is needed for your own --data_dir, e.g. XLM-R's sentencepiece.bpe.model")
         flags.vocabulary = SAMPLE
+    for name in ("source_length", "target_length"):
+        if getattr(flags, name) < MIN_SIDE_LENGTH:
+            parser.error(f"--{name} must be at least {MIN_SIDE_LENGTH}, found {getattr(flags, name)}")
     if flags.task_module and (flags.task_module.endswith(".py") or "/" in flags.task_module):
         parser.error(
             f'--task_module takes the name of a module ("my_tasks" for my_tasks.py), found {flags.task_module}'
@@ -175,6 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _prepare(flags: argparse.Namespace, console: Console) -> None:
     with quiet_imports():
         # Imported late: `--help` should not wait for TensorFlow.
+        from deltalm_jax.data.blocks import ExampleSettings
         from deltalm_jax.data.preparation import prepare
         from deltalm_jax.data.vocabulary import Vocabulary
         from tasks.corpora import SAMPLE_DIR
@@ -194,6 +215,7 @@ def _prepare(flags: argparse.Namespace, console: Console) -> None:
             mixture=flags.mixture,
             languages=languages_of(flags),
             chunk_length=flags.chunk_length,
+            examples=ExampleSettings(flags.source_length, flags.target_length, flags.packing, flags.source_prefix),
             validation_fraction=flags.validation_fraction,
             filters=filters,
             runner=flags.runner,
@@ -303,6 +325,13 @@ def _extremes(tasks: Sequence[PreparedTask], count: int = 3) -> str:
 def _next_command(data: PreparedData) -> str:
     """The training command for these data, on one line so that it can be copied."""
     sample = data.manifest["vocabulary"]["num_pieces"] == _SAMPLE_PIECES
+    examples = data.manifest.get("settings", {}).get("examples")
+    if examples and set(data.chunk_lengths) == {"sequence_to_sequence"}:
+        flags = ["--gin_file=finetune_examples.gin", f"--gin.DataConfig.prepared_dir={data.folder}"]
+        flags += [f"--gin.DataConfig.mixture={data.manifest['mixture']}"]
+        flags += [f"--gin.DataConfig.{name}={value!r}" for name, value in examples.items()]
+        flags += [f"--gin.ModelConfig.vocab_size={data.vocabulary_size}", "--gin.TrainConfig.init_from=MODEL_OR_RUN"]
+        return shlex.join(["python", "-m", "deltalm_jax.train", *flags])
     gin_file, length, size, batch_size = (
         ("pretrain_tiny.gin", 128, 8_104, 32) if sample else ("pretrain_base.gin", 512, 250_104, 2_048)
     )

@@ -1,6 +1,6 @@
-"""seqio preprocessors: documents or pairs → chunks → `inputs` and `targets`.
+"""seqio preprocessors: documents or pairs → chunks → `inputs` and `targets`; examples → `inputs` and `targets`.
 
-Both call the code of the preparation and of the training stream, for a group of examples at a time.
+The former call the code of the preparation and of the training stream, for a group of examples at a time.
 
 Shapes: N chunks of a group, L longest chunk, S inputs, T targets.
 """
@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from deltalm_jax.data.blocks import encode_block
 from deltalm_jax.data.shards import decode_records
-from deltalm_jax.data.vocabulary import Vocabulary
+from deltalm_jax.data.vocabulary import EOS_ID, Vocabulary
 from deltalm_jax.objectives import SpanCorruption
 from deltalm_jax.objectives.hashing import hash_keys, string_key
 from tasks.exiting import call, ending
@@ -58,6 +58,43 @@ def cut_into_chunks(
         }
 
     return dataset.batch(size).map(chunk_group)
+
+
+def encode_examples(
+    dataset: tf.data.Dataset,
+    sequence_length: Mapping[str, int] | None,
+    *,
+    vocabulary: Vocabulary,
+    source_length: int,
+    target_length: int,
+) -> tf.data.Dataset:
+    """`{"inputs", "targets"}`, int32 [S] and [T], each closed by `</s>`; one example each, as the preparation has them.
+
+    Args:
+      dataset: `{"source", "target"}`, strings; other fields stay.
+      sequence_length: seqio's, by feature; None where nothing limits the lengths.
+      vocabulary: of the ids.
+      source_length, target_length: most ids, `</s>` included; `sequence_length` may lower them. A longer source is cut, an
+        example with a longer target is left out, as is one that has no ids on a side.
+    """
+    limits = {"inputs": source_length, "targets": target_length}
+    limits = {name: min(limit, (sequence_length or {}).get(name) or limit) for name, limit in limits.items()}
+
+    @call()
+    def encode(source: bytes, target: bytes) -> tuple[np.ndarray, np.ndarray]:
+        if ending():
+            return np.zeros(0, np.int32), np.zeros(0, np.int32)
+        inputs, targets = vocabulary.encode_batch([source.decode(), target.decode()])
+        inputs = inputs[: limits["inputs"] - 1]
+        if not inputs or not targets or len(targets) >= limits["targets"]:
+            return np.zeros(0, np.int32), np.zeros(0, np.int32)
+        return np.array([*inputs, EOS_ID], np.int32), np.array([*targets, EOS_ID], np.int32)
+
+    def encode_example(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        sides = tf.numpy_function(encode, [example["source"], example["target"]], (tf.int32, tf.int32))
+        return example | {name: tf.ensure_shape(ids, [None]) for name, ids in zip(limits, sides, strict=True)}
+
+    return dataset.map(encode_example).filter(lambda example: tf.size(example["inputs"]) > 0)
 
 
 def corrupt(

@@ -31,7 +31,7 @@ from absl import logging
 from deltalm_jax.data.blocks import UNITS
 from deltalm_jax.data.sampling import sampling_rates
 from deltalm_jax.data.vocabulary import Vocabulary
-from deltalm_jax.objectives import make_objective
+from deltalm_jax.objectives import SequenceToSequence, make_objective
 from deltalm_jax.paths import as_path
 from tasks.corpora import (
     CC100,
@@ -46,9 +46,9 @@ from tasks.corpora import (
     task_name,
 )
 from tasks.languages import Language, load_languages
-from tasks.preprocessors import corrupt, cut_into_chunks
+from tasks.preprocessors import corrupt, cut_into_chunks, encode_examples
 from tasks.source import CorpusDataSource
-from tasks.text import PretrainingTask
+from tasks.text import TextTask
 
 CHUNK_LENGTH = 512
 # Rates inside an objective are (tokens) ** exponent. 0.3 is XLM-R's and mT5's; DeltaLM's is not published.
@@ -113,6 +113,7 @@ def register(
         "span_corruption": sampling_exponent,
         "translation_span_corruption": translation_sampling_exponent,
     }
+    exponents["sequence_to_sequence"] = 1.0
     shares = dict(objective_batch_sizes or OBJECTIVE_BATCH_SIZES)
 
     table = load_languages()
@@ -144,9 +145,10 @@ def register(
         weighted = [(name, float(rate)) for name, rate in zip(names, rates, strict=True)]
         mixtures.append(f"deltalm_{objective}")
         _add_mixture(mixtures[-1], weighted)
-        share = shares[objective] / sum(shares.values())
-        pretrain_rates += [(name, rate * share) for name, rate in weighted]
-    if set(names_by_objective) == set(UNITS):
+        if objective in shares:
+            share = shares[objective] / sum(shares.values())
+            pretrain_rates += [(name, rate * share) for name, rate in weighted]
+    if set(names_by_objective) >= set(OBJECTIVE_BATCH_SIZES):
         mixtures.append(PRETRAIN_MIXTURE)
         _add_mixture(PRETRAIN_MIXTURE, pretrain_rates)
     return mixtures
@@ -164,19 +166,20 @@ def add_task(
     chunk_length: int = CHUNK_LENGTH,
     sizing: str = "raw",
     mask_sides: str = "both",
-) -> PretrainingTask:
+) -> TextTask:
     """Registers a Task over any seqio source; an ordinary seqio Task, and one that `deltalm_jax.prepare` can prepare.
 
     Args:
       name: of the Task; letters, digits and underscores.
       source: any seqio source with the split "train". The held-out text is its split "validation"; where there is none,
         the preparation holds texts out by hash, as it does for files (for other users of seqio, all is then "train").
-      objective: "span_corruption" over documents or "translation_span_corruption" over pairs; see `UNITS`.
+      objective: "span_corruption" over documents, "translation_span_corruption" over pairs, or "sequence_to_sequence" over
+        examples; see `UNITS`.
       language: language code; of pairs, of the side that is not English.
       vocabulary: a vocabulary, the path of its SentencePiece model, or "sample". The preparation's has to be the same.
       preprocessors: seqio preprocessors that turn the source's examples into text: `{"text"}`, a document whose
-        paragraphs are separated by line feeds, or the pair `{"english", "other"}`; strings, in UTF-8. Chunks, and
-        `inputs` and `targets`, are made from it here.
+        paragraphs are separated by line feeds, the pair `{"english", "other"}`, or the example `{"source", "target"}`;
+        strings, in UTF-8. Chunks, and `inputs` and `targets`, are made from it here.
       groups: kind of group → group, for validation by groups of languages. Default: `tasks.languages` has script and
         resource level for its languages, and nothing for others.
       chunk_length, sizing, mask_sides: as in `deltalm_jax.training.config.DataConfig`, for users of seqio; a preparation
@@ -192,18 +195,32 @@ def add_task(
         groups = _groups_of(language, load_languages())
     feature = seqio.Feature(vocabulary.as_seqio(), add_eos=False, dtype=tf.int32)
     corruption = make_objective(objective, sizing=sizing, mask_sides=mask_sides)
-    raw_length = corruption.raw_length(chunk_length)
-    cut = functools.partial(cut_into_chunks, vocabulary=vocabulary, unit=UNITS[objective], chunk_length=raw_length)
-    corrupted = functools.partial(
-        corrupt, name=name, corruption=corruption, vocabulary=vocabulary, chunk_length=raw_length
-    )
+    steps: list[Callable[..., tf.data.Dataset]]
+    if isinstance(corruption, SequenceToSequence):
+        steps = [
+            functools.partial(
+                encode_examples,
+                vocabulary=vocabulary,
+                source_length=corruption.source_length,
+                target_length=corruption.target_length,
+            )
+        ]
+    else:
+        raw_length = corruption.raw_length(chunk_length)
+        unit = UNITS[objective]
+        steps = [
+            functools.partial(cut_into_chunks, vocabulary=vocabulary, unit=unit, chunk_length=raw_length),
+            functools.partial(
+                corrupt, name=name, corruption=corruption, vocabulary=vocabulary, chunk_length=raw_length
+            ),
+        ]
     return seqio.TaskRegistry.add(
         name,
         source=source,
-        preprocessors=[*preprocessors, cut, corrupted],
+        preprocessors=[*preprocessors, *steps],
         output_features={"inputs": feature, "targets": feature},
         metric_fns=[],
-        task_cls=PretrainingTask,
+        task_cls=TextTask,
         objective=objective,
         language=language,
         groups=groups,

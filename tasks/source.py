@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from tasks.corpora import HELD_OUT_FRACTION, SPLITS, Corpus, CorpusFiles, read_split, require_items
 from tasks.exiting import call, ending
+from tasks.text import FIELDS
 
 # Items handed from Python to TensorFlow at once: each hand-over takes Python's lock, for which 200 Tasks compete.
 _ITEMS_AT_A_TIME = 64
@@ -20,7 +21,8 @@ _ITEMS_AT_A_TIME = 64
 class CorpusDataSource(seqio.DataSource):
     """A language of a corpus, without a copy of it: `deltalm_jax.data.readers` as a seqio source.
 
-    Examples are `{"text"}` (a document, paragraphs joined with a line feed) or `{"english", "other"}`, strings.
+    Examples are `{"text"}` (a document, paragraphs joined with a line feed), `{"english", "other"}` or `{"source",
+    "target"}`, strings.
 
     Attributes:
       corpus: the corpus; its reader and objective.
@@ -77,7 +79,7 @@ class CorpusDataSource(seqio.DataSource):
         if shard_info is not None and shard_info.num_shards > 1:
             raise ValueError(f"{self} has one shard; let the Task deal out the examples.")
         documents = self.corpus.unit == "documents"
-        names = ("text",) if documents else ("english", "other")
+        names = FIELDS[self.corpus.unit]
 
         def columns() -> Iterator[dict[str, list[str]]]:
             items = self.read(split)

@@ -1,4 +1,4 @@
-"""Tasks that know their text: seqio Tasks whose first steps give documents or pairs, and whose last two make chunks."""
+"""Tasks that know their text: seqio Tasks whose first steps give documents, pairs or examples, and whose last make ids."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from deltalm_jax.data.readers import MAX_LINE_BYTES, clean
 from deltalm_jax.data.vocabulary import Vocabulary
 from tasks.corpora import CorpusError
 
-FIELDS = {"documents": ("text",), "pairs": ("english", "other")}
+FIELDS = {"documents": ("text",), "pairs": ("english", "other"), "examples": ("source", "target")}
 
 _GRAPH_NODE = re.compile(r"\{\{[^}]*\}\}\s*")
 
 
-class PretrainingTask(seqio.Task):
-    """A seqio Task of pretraining. What it adds to any Task is its text, which `deltalm_jax.prepare` reads.
+class TextTask(seqio.Task):
+    """A seqio Task that also gives its text, which `deltalm_jax.prepare` reads.
 
-    Made by `tasks.add_task`; its attributes are described there.
+    Made by `tasks.add_task` and its like; the attributes are described there.
 
     Attributes:
       objective: a key of `deltalm_jax.data.blocks.UNITS`.
@@ -53,7 +53,7 @@ class PretrainingTask(seqio.Task):
 
     @property
     def unit(self) -> str:
-        """ "documents" or "pairs"."""
+        """ "documents", "pairs" or "examples"."""
         return UNITS[self.objective]
 
     def text_dataset(self, split: str) -> tf.data.Dataset:
@@ -84,7 +84,9 @@ class PretrainingTask(seqio.Task):
         return dataset
 
     def read_text(self, split: str, counts: Counter[str]) -> Iterator[Any]:
-        """Documents (lists of paragraphs) or pairs (English, other) of a split; dropped ones are counted by reason.
+        """Documents (lists of paragraphs), pairs (English, other) or examples (source, target) of a split.
+
+        Dropped ones are counted by reason.
 
         Raises:
           CorpusError: see `text_dataset`; or reading fails on the way.
@@ -99,22 +101,22 @@ class PretrainingTask(seqio.Task):
 
 
 def to_item(texts: Sequence[bytes], unit: str, counts: Counter[str]) -> Any | None:
-    """A document or a pair from the strings of an example, under the rules of `deltalm_jax.data.readers`.
+    """A document, a pair or an example from the strings of an example, under the rules of `deltalm_jax.data.readers`.
 
     Args:
-      texts: one string of paragraphs separated by line feeds, or the two sides of a pair. UTF-8.
-      unit: "documents" or "pairs".
+      texts: one string of paragraphs separated by line feeds, or the two sides of a pair or an example. UTF-8.
+      unit: "documents", "pairs" or "examples".
       counts: grows by reason: "invalid_utf8" (texts), "long_line" and "empty" (paragraphs or pairs left out).
 
     Returns:
-      A list of paragraphs or a tuple (English, other); None where nothing is left.
+      A list of paragraphs or a tuple of the sides; None where nothing is left.
     """
     try:
         decoded = [text.decode() for text in texts]
     except UnicodeDecodeError:
         counts["invalid_utf8"] += 1
         return None
-    if unit == "pairs":
+    if unit != "documents":
         sides = tuple(clean(text) for text in decoded)
         reason = "empty" if not all(sides) else "long_line" if max(map(_size, sides)) > MAX_LINE_BYTES else None
         if reason:

@@ -24,21 +24,46 @@ import xxhash
 
 from deltalm_jax.data.filters.counting import CHANGING, count_dropped
 from deltalm_jax.data.filters.pairs import too_different
-from deltalm_jax.data.packing import join_and_cut, pack_pairs
+from deltalm_jax.data.packing import join_and_cut, pack_examples, pack_pairs
 from deltalm_jax.data.parts import PART_BYTES, Piece, divide
 from deltalm_jax.data.shards import digest_into, encode_record
 from deltalm_jax.data.vocabulary import Vocabulary
 from deltalm_jax.objectives.hashing import hash_keys, string_key
 from deltalm_jax.paths import state_of
 
+# Chunks of examples that are being filled at once.
+_OPEN_CHUNKS = 64
 # What an objective's chunks are made of.
-UNITS = {"span_corruption": "documents", "translation_span_corruption": "pairs"}
+UNITS = {"span_corruption": "documents", "translation_span_corruption": "pairs", "sequence_to_sequence": "examples"}
 # Counters of readers, packing and filters that tell of a change, not of a line left out.
-CHANGED = ("long_document", "side_truncated", "rest_too_short", *CHANGING)
+CHANGED = ("long_document", "side_truncated", "source_truncated", "rest_too_short", *CHANGING)
 
 Document = list[str]
 Pair = tuple[str, str]
+Sides = tuple[list[int], list[int]]
 Digest = xxhash.xxh3_128
+
+
+@dataclasses.dataclass(frozen=True)
+class ExampleSettings:
+    """How chunks are made of examples. Lengths are in ids, `</s>` included.
+
+    Attributes:
+      source_length: of a chunk's sources in all, and so of the longest; longer ones are cut.
+      target_length: of its targets; examples with longer ones are left out.
+      packing: whether several short examples share a chunk.
+      source_prefix: text put before every source, such as a tag for the language to translate to; `{target}` in it stands for
+        what is behind the last hyphen of the task's language ("de-en": "en").
+    """
+
+    source_length: int = 256
+    target_length: int = 256
+    packing: bool = True
+    source_prefix: str = ""
+
+    def prefix(self, language: str) -> str:
+        """The text put before the sources of a task of this language."""
+        return self.source_prefix.replace("{target}", language.rsplit("-", 1)[-1])
 
 
 class TextSource(Protocol):
@@ -62,7 +87,7 @@ class TextSource(Protocol):
 
     @property
     def unit(self) -> str:
-        """ "documents" or "pairs"."""
+        """ "documents", "pairs" or "examples"."""
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -72,7 +97,9 @@ class TextSource(Protocol):
         """Pieces that the split's text is read in, each by one worker. They depend on the text alone."""
 
     def read(self, split: str, part: int, counts: Counter[str], digest: Digest) -> Iterator[Any]:
-        """Documents (lists of paragraphs) or pairs (English, other) of a part; counts dropped ones by reason.
+        """Documents (lists of paragraphs), pairs (English, other) or examples (source, target) of a part.
+
+        Dropped ones are counted by reason.
 
         `digest` is updated with what identifies the text; at the end of reading it is `self.digest(split, part)`.
         """
@@ -132,7 +159,7 @@ class Input:
 
     @property
     def unit(self) -> str:
-        """ "documents" or "pairs"."""
+        """ "documents", "pairs" or "examples"."""
         return UNITS[self.objective]
 
     @property
@@ -260,13 +287,13 @@ def read_blocks(
     Raises:
       ValueError, OSError: from the reader.
     """
-    pairs = source.unit == "pairs"
+    documents = source.unit == "documents"
     hold_out = split == "train" and "validation" not in source.splits
     items: dict[str, list[Any]] = {"train": [], "validation": []}
     sizes, numbers = Counter[str](), Counter[str]()
     for item in source.read(split, part, counts, digest):
         target = split
-        if hold_out and is_held_out(item[0] if pairs else "\n".join(item), fraction):
+        if hold_out and is_held_out("\n".join(item) if documents else item[0], fraction):
             target = "validation"
         items[target].append(item)
         sizes[target] += sum(len(text.encode()) for text in item)
@@ -286,26 +313,43 @@ def encode_block(
     chunk_length: int,
     threads: int = 1,
     max_length_ratio: float | None = None,
+    examples: ExampleSettings | None = None,
+    prefix: str = "",
 ) -> tuple[list[bytes], Counter[str]]:
     """Tokenises a block and makes chunks of it.
 
     Args:
-      items: documents or pairs.
-      unit: which of the two.
+      items: documents, pairs or examples.
+      unit: which of these.
       vocabulary: of the ids.
       chunk_length: ids in a full chunk.
       threads: for tokenising; the result does not depend on them.
       max_length_ratio: `FilterConfig.pair_max_length_ratio`, which takes the ids to know.
+      examples: of examples; `chunk_length` is the sum of its lengths.
+      prefix: text put before every example's source.
 
     Returns:
-      The chunks as records of a shard, and counts: "units" (documents or pairs that are in the chunks), "tokens",
-      "chunks", "padding" (ids missing to full chunks), "no_ids" (paragraphs or pairs without any id), `CHANGED`.
+      The chunks as records of a shard, and counts: "units" (documents, pairs or examples that are in the chunks), "tokens",
+      "chunks", "padding" (ids missing to full chunks), "no_ids" (paragraphs, pairs or examples without any id),
+      "long_target" (examples left out for it), `CHANGED`.
     """
     counts = Counter[str]()
     if unit == "documents":
         chunks = _chunks_of_documents(items, vocabulary, chunk_length, threads, counts)
+    elif unit == "pairs":
+        sides = _encoded_sides(items, vocabulary, threads)
+        order = english_first(items).tolist()
+        sides = [side if first else side[::-1] for side, first in zip(sides, order, strict=True)]
+        sides = _similar(items, sides, max_length_ratio, counts)
+        chunks = pack_pairs(sides, chunk_length, counts=counts)
+        _count_sides(len(sides), counts)
     else:
-        chunks = _chunks_of_pairs(items, vocabulary, chunk_length, threads, max_length_ratio, counts)
+        examples = examples or ExampleSettings()
+        items = [(prefix + source, target) for source, target in items]
+        sides = _similar(items, _encoded_sides(items, vocabulary, threads), max_length_ratio, counts)
+        open_chunks = _OPEN_CHUNKS if examples.packing else 0
+        chunks = pack_examples(sides, examples.source_length, examples.target_length, open_chunks, counts)
+        _count_sides(len(sides) - counts["long_target"], counts)
     counts["chunks"] += len(chunks)
     counts["tokens"] += sum(map(len, chunks))
     counts["padding"] += chunk_length * counts["chunks"] - counts["tokens"]
@@ -322,24 +366,24 @@ def _chunks_of_documents(
     return join_and_cut(encoded, chunk_length, counts)
 
 
-def _chunks_of_pairs(
-    pairs: Sequence[Pair],
-    vocabulary: Vocabulary,
-    chunk_length: int,
-    threads: int,
-    max_length_ratio: float | None,
-    counts: Counter[str],
-) -> list[np.ndarray]:
-    english = vocabulary.encode_batch([pair[0] for pair in pairs], threads)
-    other = vocabulary.encode_batch([pair[1] for pair in pairs], threads)
-    order = english_first(pairs).tolist()
-    ordered = [(a, b) if first else (b, a) for a, b, first in zip(english, other, order, strict=True)]
-    if max_length_ratio is not None:
-        bad = too_different(ordered, max_length_ratio)
-        characters = sum(len(text) for pair, dropped in zip(pairs, bad, strict=True) if dropped for text in pair)
-        count_dropped("pair_max_length_ratio", sum(bad), characters, counts)
-        ordered = [pair for pair, dropped in zip(ordered, bad, strict=True) if not dropped]
-    chunks = pack_pairs(ordered, chunk_length, counts=counts)
+def _encoded_sides(pairs: Sequence[Pair], vocabulary: Vocabulary, threads: int) -> list[Sides]:
+    """Both sides of each pair or example, encoded."""
+    first, second = (vocabulary.encode_batch([pair[side] for pair in pairs], threads) for side in (0, 1))
+    return list(zip(first, second, strict=True))
+
+
+def _similar(
+    pairs: Sequence[Pair], sides: list[Sides], max_length_ratio: float | None, counts: Counter[str]
+) -> list[Sides]:
+    """The encoded pairs or examples but those whose lengths differ too much, which are counted."""
+    if max_length_ratio is None:
+        return sides
+    bad = too_different(sides, max_length_ratio)
+    characters = sum(len(text) for pair, dropped in zip(pairs, bad, strict=True) if dropped for text in pair)
+    count_dropped("pair_max_length_ratio", sum(bad), characters, counts)
+    return [side for side, dropped in zip(sides, bad, strict=True) if not dropped]
+
+
+def _count_sides(kept: int, counts: Counter[str]) -> None:
     counts["no_ids"] += counts.pop("empty_side", 0)
-    counts["units"] += len(ordered) - counts["no_ids"]
-    return chunks
+    counts["units"] += kept - counts["no_ids"]

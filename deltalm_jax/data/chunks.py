@@ -369,7 +369,7 @@ def _parse_task(name: str, entry: Mapping[str, Any]) -> PreparedTask:
         shards = tuple(Shard(s["file"], int(s["chunks"]), int(s["bytes"]), s["xxh3"]) for s in value["shards"])
         if sum(shard.chunks for shard in shards) != value["chunks"]:
             raise ValueError(f"task {name}, {split}: chunks of the shards do not add up to {value['chunks']}")
-        units = value["documents"] if "documents" in value else value["pairs"]
+        units = next(value[name] for name in ("documents", "pairs", "examples") if name in value)
         before = value.get("before", {})
         splits[split] = PreparedSplit(
             units,

@@ -27,7 +27,7 @@ from deltalm_jax.errors import UserError
 from deltalm_jax.paths import absolute, as_path
 
 if TYPE_CHECKING:
-    from tasks.text import PretrainingTask
+    from tasks.text import TextTask
 
 # Beam gives a worker process several threads, and seqio refuses a second registration.
 _REGISTERING = threading.Lock()
@@ -91,7 +91,7 @@ class TaskInput:
 
     @property
     def unit(self) -> str:
-        """ "documents" or "pairs"."""
+        """ "documents", "pairs" or "examples"."""
         return UNITS[self.objective]
 
     def parts(self, split: str) -> int:
@@ -99,10 +99,10 @@ class TaskInput:
         return 1
 
     def read(self, split: str, part: int, counts: Counter[str], digest: Digest) -> Iterator[Any]:
-        """Documents or pairs of a split, from the Task's steps before chunking.
+        """Documents, pairs or examples of a split, from the Task's steps before chunking.
 
         Raises:
-          CorpusError: from `PretrainingTask.read_text`.
+          CorpusError: from `TextTask.read_text`.
           MixtureError: it cannot be registered in this process.
         """
         for item in self._find().read_text(split, counts):
@@ -140,7 +140,7 @@ class TaskInput:
         """For messages."""
         return f"seqio task {self.task}, split {split}"
 
-    def _find(self) -> PretrainingTask:
+    def _find(self) -> TextTask:
         import seqio
 
         with _REGISTERING:
@@ -171,7 +171,7 @@ def inputs_of(name: str, registration: Registration, any_vocabulary: bool = Fals
 
     from tasks.corpora import SAMPLE_DIR
     from tasks.pretraining import corpus_of
-    from tasks.text import PretrainingTask
+    from tasks.text import TextTask
 
     known = [*seqio.MixtureRegistry.names(), *seqio.TaskRegistry.names()]
     if name not in known:
@@ -186,11 +186,11 @@ def inputs_of(name: str, registration: Registration, any_vocabulary: bool = Fals
     found = seqio.get_mixture_or_task(name)
     inputs: list[TextSource] = []
     for task in sorted(found.tasks if isinstance(found, seqio.Mixture) else [found], key=lambda task: task.name):
-        if not isinstance(task, PretrainingTask):
+        if not isinstance(task, TextTask):
             raise MixtureError(
                 f"task {task.name}, over {type(task.source).__name__}, is a plain seqio Task, which gives "
                 f"{' and '.join(task.output_features)}; preparation needs its text. Register it with tasks.add_task, and "
-                "preprocessors that give documents or pairs (docs/own_data.md); or train it through seqio."
+                "preprocessors that give documents, pairs or examples (docs/own_data.md); or train it through seqio."
             )
         if not any_vocabulary:
             _check_vocabulary(task, registration.vocabulary)
@@ -213,7 +213,7 @@ def inputs_of(name: str, registration: Registration, any_vocabulary: bool = Fals
     return inputs
 
 
-def _check_vocabulary(task: PretrainingTask, wanted: Vocabulary) -> None:
+def _check_vocabulary(task: TextTask, wanted: Vocabulary) -> None:
     if task.vocabulary.fingerprint == wanted.fingerprint:
         return
 

@@ -1,12 +1,13 @@
-"""From token ids of documents and sentence pairs to chunks: sequences of at most `chunk_length` ids.
+"""From token ids of documents, sentence pairs and examples to chunks: sequences of at most `chunk_length` ids.
 
-Two layouts, one for each pretraining objective (DESIGN "Sequences"; InfoXLM's data tool builds its MLM and TLM blocks
-the same way):
+Three layouts, one for each objective (docs/design.md; InfoXLM's data tool builds its MLM and TLM blocks as the first two):
 
   documents   <s> paragraph </s> paragraph </s> <s> paragraph </s> …     joined, cut at exactly chunk_length ids
   pairs       <s> A </s> B </s> A </s> B </s> …                          whole pairs, placed by best fit
+  examples    A </s> B </s> … a </s> b </s> …                            all sources, then their targets in the same order
 
-A chunk is one sequence for the model: positions run on through it and nothing is masked between its parts.
+A chunk of the first two is one sequence for the model: positions run on through it and nothing is masked between its parts.
+The examples of the last are kept apart (`model/packed.py`).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ MIN_CHUNK_LENGTH = 2
 # <s> + two sides of one id, each closed by </s>.
 MIN_CHUNK_LENGTH_OF_PAIRS = 5
 _SMALLEST_PAIR = 4
+_SMALLEST_SIDE = 2
 
 
 def max_side_length(chunk_length: int) -> int:
@@ -157,3 +159,80 @@ def _best_fit(
             bisect.insort(rooms, (room - size, number))
     for number in sorted(contents):
         yield contents[number]
+
+
+def pack_examples(
+    examples: Iterable[tuple[Sequence[int], Sequence[int]]],
+    source_length: int,
+    target_length: int,
+    open_chunks: int = 64,
+    counts: Counter[str] | None = None,
+) -> list[np.ndarray]:
+    """Packs examples into chunks; of every example both sides lie in one.
+
+    Each goes into the open chunk with the least room left among those where both sides fit, the oldest of equals. Where it
+    fits into none, a new one is opened; if `open_chunks` are open already, the one with the least room is closed first.
+
+    Args:
+      examples: source and target of each, ids without special ids.
+      source_length: most ids of a chunk's sources, each with its `</s>`; longer sources are cut.
+      target_length: the same for targets. An example with a longer target is left out: cut short, it would teach the model
+        to stop in the middle.
+      open_chunks: chunks that may be open at once; 0: every example has a chunk of its own.
+      counts: where given, grows by "source_truncated", "long_target" and "empty_side".
+
+    Returns:
+      int32 arrays, in the order in which they were closed; those still open at the end in the order of their opening.
+    """
+    counts = Counter() if counts is None else counts
+    closed: list[_Examples] = []
+    waiting: list[_Examples] = []
+    for source, target in examples:
+        if not len(source) or not len(target):
+            counts["empty_side"] += 1
+            continue
+        if len(target) >= target_length:
+            counts["long_target"] += 1
+            continue
+        if len(source) >= source_length:
+            source = source[: source_length - 1]
+            counts["source_truncated"] += 1
+        fitting = [chunk for chunk in waiting if chunk.fits(source, target)]
+        if fitting:
+            chunk = min(fitting, key=_Examples.room)
+        else:
+            chunk = _Examples(source_length, target_length)
+            if len(waiting) >= max(open_chunks, 1):
+                fullest = min(waiting, key=_Examples.room)
+                waiting.remove(fullest)
+                closed.append(fullest)
+            waiting.append(chunk)
+        chunk.add(source, target)
+        if not open_chunks or min(chunk.source_room, chunk.target_room) < _SMALLEST_SIDE:
+            waiting.remove(chunk)
+            closed.append(chunk)
+    return [np.array([*chunk.sources, *chunk.targets], np.int32) for chunk in (*closed, *waiting)]
+
+
+class _Examples:
+    """A chunk of examples that is being filled."""
+
+    def __init__(self, source_length: int, target_length: int):
+        self.sources: list[int] = []
+        self.targets: list[int] = []
+        self.source_room, self.target_room = source_length, target_length
+
+    def room(self) -> int:
+        """Ids that both sides could take."""
+        return self.source_room + self.target_room
+
+    def fits(self, source: Sequence[int], target: Sequence[int]) -> bool:
+        """Whether there is room for both, each with its `</s>`."""
+        return len(source) < self.source_room and len(target) < self.target_room
+
+    def add(self, source: Sequence[int], target: Sequence[int]) -> None:
+        """Puts an example in."""
+        self.sources += [*source, EOS_ID]
+        self.targets += [*target, EOS_ID]
+        self.source_room -= len(source) + 1
+        self.target_room -= len(target) + 1

@@ -24,7 +24,7 @@ from typing import Any
 import apache_beam as beam
 
 from deltalm_jax.data import output_folder, pipeline
-from deltalm_jax.data.blocks import CHANGED, UNITS, Input, TextSource
+from deltalm_jax.data.blocks import CHANGED, UNITS, ExampleSettings, Input, TextSource
 from deltalm_jax.data.chunks import FORMAT, SPLITS, VOCABULARY_MODEL, PreparedData, write_manifest
 from deltalm_jax.data.filtering import Filtering, check_filters, describe, identifier_digest, take_margins
 from deltalm_jax.data.filters import FilterConfig
@@ -79,6 +79,7 @@ def prepare(
     mixture: str,
     languages: Sequence[str] | None = None,
     chunk_length: int | Mapping[str, int] = 512,
+    examples: ExampleSettings | None = None,
     validation_fraction: float = 0.001,
     filters: FilterConfig | None = None,
     block_bytes: int = BLOCK_BYTES,
@@ -97,7 +98,8 @@ def prepare(
       output: the folder to make: a path that all workers and this machine see, or the URL of one in an object store.
       mixture: name kept in the manifest.
       languages: what was asked for, kept in the manifest; None: all of the mixture's.
-      chunk_length: ids in a full chunk; one number, or one for each objective.
+      chunk_length: ids in a full chunk; one number, or one for each objective. Not of examples.
+      examples: of examples, in its place.
       validation_fraction: share of texts held out by hash where a task has no validation file.
       filters: what to leave out; default: nothing.
       block_bytes: UTF-8 bytes of text that are worked on as one piece. Chunks do not cross blocks.
@@ -120,7 +122,8 @@ def prepare(
         there.
     """
     output = absolute(as_path(output))
-    lengths = _lengths_by_objective(inputs, chunk_length)
+    examples = examples or ExampleSettings()
+    lengths = _lengths_by_objective(inputs, chunk_length, examples)
     _check_settings(inputs, vocabulary, validation_fraction, block_bytes, blocks_per_shard)
     _check_inputs(inputs)
     filters = FilterConfig() if filters is None else filters
@@ -131,6 +134,8 @@ def prepare(
         "block_bytes": block_bytes,
         "blocks_per_shard": blocks_per_shard,
     }
+    if any(source.unit == "examples" for source in inputs):
+        settings["examples"] = dataclasses.asdict(examples)
     if described := describe(filters):
         settings["filters"] = described
     header: dict[str, Any] = {
@@ -153,8 +158,9 @@ def prepare(
             inputs, filters, partial.records, validation_fraction, block_bytes, blocks_per_shard
         )
         plan = Plan(
-            tuple(inputs), partial.folder, partial.records, header["vocabulary"], lengths, validation_fraction,
-            block_bytes, blocks_per_shard, filtering, driver=os.getpid() if local and workers != 1 else None,
+            tuple(inputs), partial.folder, partial.records, header["vocabulary"], lengths, examples,
+            validation_fraction, block_bytes, blocks_per_shard, filtering,
+            driver=os.getpid() if local and workers != 1 else None,
         )  # fmt: skip
         write_atomically(partial.folder / VOCABULARY_MODEL, vocabulary.model)
         keys = plan.keys()
@@ -174,10 +180,15 @@ def prepare(
     return Prepared(PreparedData.open(output), made=True)
 
 
-def _lengths_by_objective(inputs: Sequence[TextSource], chunk_length: int | Mapping[str, int]) -> dict[str, int]:
+def _lengths_by_objective(
+    inputs: Sequence[TextSource], chunk_length: int | Mapping[str, int], examples: ExampleSettings
+) -> dict[str, int]:
     """The length of each objective's chunks that there will be, in the order of the objectives' names."""
     lengths = {}
     for objective, unit in sorted({source.objective: source.unit for source in inputs}.items()):
+        if unit == "examples":
+            lengths[objective] = examples.source_length + examples.target_length
+            continue
         length = chunk_length if isinstance(chunk_length, int) else chunk_length.get(objective)
         if length is None:
             raise PreparationError(f"chunk_length says nothing of {objective}, found {chunk_length}")

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from deltalm_jax.data.blocks import Digest, TextSource, encode_block, read_blocks
+from deltalm_jax.data.blocks import Digest, ExampleSettings, TextSource, encode_block, read_blocks
 from deltalm_jax.data.chunks import VOCABULARY_MODEL
 from deltalm_jax.data.filtering import BlockFilter, Filtering
 from deltalm_jax.data.finished import Finished, PartResult, ShardResult
@@ -55,7 +55,7 @@ class Plan:
       folder: where the shards go; its vocabulary model is there already.
       records: where the records go; see `Finished`.
       vocabulary: the manifest's entry, without the model.
-      chunk_lengths, validation_fraction, block_bytes, blocks_per_shard: as in `preparation.prepare`.
+      chunk_lengths, examples, validation_fraction, block_bytes, blocks_per_shard: as in `preparation.prepare`.
       filtering: what is left out of the text.
       driver: process id of the driver where workers are its children, else None.
     """
@@ -65,6 +65,7 @@ class Plan:
     records: Path
     vocabulary: Mapping[str, Any]
     chunk_lengths: Mapping[str, int]
+    examples: ExampleSettings
     validation_fraction: float
     block_bytes: int
     blocks_per_shard: int
@@ -160,7 +161,8 @@ def _encode(
     source, counts = plan.inputs[key.index], Counter[str]()
     items = block_filter.apply(key.index, split, key.part, number, items, counts)
     length, ratio = plan.chunk_lengths[source.objective], plan.filtering.config.pair_max_length_ratio
-    records, encoded = encode_block(items, source.unit, vocabulary, length, threads, ratio)
+    prefix = plan.examples.prefix(source.language)
+    records, encoded = encode_block(items, source.unit, vocabulary, length, threads, ratio, plan.examples, prefix)
     counts.update(encoded)
     return records, counts
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from deltalm_jax.data.chunks import PreparedData, PreparedDataError
 from deltalm_jax.data.sampling import block_quotas, block_size, cap_rates, chunk_order, sampling_rates
-from deltalm_jax.objectives import SpanCorruption
+from deltalm_jax.objectives import Corruption
 from deltalm_jax.objectives.hashing import hash_keys, string_key
 
 Batch = dict[str, dict[str, np.ndarray]]
@@ -42,7 +42,7 @@ class Objective:
       planned_steps: the steps that this limit is for.
     """
 
-    corruption: SpanCorruption
+    corruption: Corruption
     batch_size: int
     sampling_exponent: float
     max_epochs: float | None = None

@@ -1,22 +1,32 @@
-"""Pretraining objectives: host-side NumPy functions from token chunks to `inputs` and `targets`.
+"""Objectives: host-side NumPy functions from token chunks to `inputs` and `targets`.
 
 Everything here is a pure function of its arguments. Randomness comes in as one 64-bit key a row
 (`objectives.hashing`), so the result for a row does not depend on the batch, the host or the step it is in.
 """
 
-from collections.abc import Mapping
+from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+from deltalm_jax.objectives.sequence_to_sequence import SequenceToSequence
 from deltalm_jax.objectives.span_corruption import Corrupted, SpanCorruption
 from deltalm_jax.objectives.translation_span_corruption import TranslationSpanCorruption
 
-OBJECTIVES: dict[str, type[SpanCorruption]] = {
+Corruption = SpanCorruption | SequenceToSequence
+"""What takes a chunk apart; all have the same methods."""
+
+OBJECTIVES: dict[str, type[Corruption]] = {
     "span_corruption": SpanCorruption,
     "translation_span_corruption": TranslationSpanCorruption,
+    "sequence_to_sequence": SequenceToSequence,
 }
 
 __all__ = [
     "OBJECTIVES",
     "Corrupted",
+    "Corruption",
+    "SequenceToSequence",
     "SpanCorruption",
     "TranslationSpanCorruption",
     "length_settings",
@@ -24,20 +34,21 @@ __all__ = [
 ]
 
 
-def make_objective(
-    name: str, *, sizing: str = "raw", mask_sides: str = "both", **settings: float
-) -> SpanCorruption | TranslationSpanCorruption:
+def make_objective(name: str, *, sizing: str = "raw", mask_sides: str = "both", **settings: Any) -> Corruption:
     """An objective by its name.
 
     Args:
       name: a key of `OBJECTIVES`.
-      sizing: of any objective, see `SpanCorruption`.
+      sizing: of span corruption, see `SpanCorruption`.
       mask_sides: of translation span corruption; others have no sides, and it is of no account to them.
-      **settings: `noise_density` and `mean_span_length`, where not the objective's own defaults.
+      **settings: the objective's own, where not their defaults: `noise_density` and `mean_span_length`, or `source_length`
+        and `target_length`.
     """
-    if OBJECTIVES[name] is TranslationSpanCorruption:
+    if name == "sequence_to_sequence":
+        return SequenceToSequence(**settings)
+    if name == "translation_span_corruption":
         return TranslationSpanCorruption(**settings, sizing=sizing, mask_sides=mask_sides)
-    return OBJECTIVES[name](**settings, sizing=sizing)
+    return SpanCorruption(**settings, sizing=sizing)
 
 
 def length_settings(chunk_lengths: Mapping[str, int]) -> tuple[int | None, str]:

@@ -12,6 +12,7 @@ Shapes: B batch, L raw length, S inputs (source), T targets, K most spans of a r
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import numpy as np
 
@@ -65,6 +66,9 @@ class SpanCorruption:
     mean_span_length: float = 3.0
     sizing: str = "raw"
 
+    packed: ClassVar[bool] = False
+    """Whether a row may hold several examples, which the model keeps apart. A chunk of text is one."""
+
     def __post_init__(self) -> None:
         if not 0 < self.noise_density < 1:
             raise ValueError(f"noise_density must lie strictly between 0 and 1, found {self.noise_density}")
@@ -72,6 +76,11 @@ class SpanCorruption:
             raise ValueError(f"mean_span_length must be at least 1, found {self.mean_span_length}")
         if self.sizing not in SIZINGS:
             raise ValueError(f"sizing must be one of {', '.join(SIZINGS)}, found {self.sizing!r}")
+
+    def describe(self) -> str:
+        """In a few words, for people."""
+        sizing = ", T5's sizing" if self.sizing == "t5" else ""
+        return f"{100 * self.noise_density:g} % masked, spans of {self.mean_span_length:g}{sizing}"
 
     def counts(self, lengths_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Masked tokens n and spans k of sequences of the given raw lengths.

@@ -20,6 +20,7 @@ from deltalm_jax.training.step import DECODER_STARTS
 
 SAMPLE = "sample"
 RANDOM = "random"
+SEQUENCE_TO_SEQUENCE = "sequence_to_sequence"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,10 +47,15 @@ class DataConfig:
         inputs of 512 tokens by T5's sizing at 50 % need 128, and one-side masking of 512 tokens 127.
       objective_batch_sizes: examples of each objective in a global batch: the only ratio between objectives. The paper
         gives their sum, 2,048; the ratio is not stated.
+      source_length, target_length: of sequence_to_sequence, tokens of a row's sources and of its targets, `</s>` included.
+        A longer source is cut; an example with a longer target is left out.
+      packing: of sequence_to_sequence, whether short examples share a row. The model keeps them apart.
+      source_prefix: of sequence_to_sequence, text put before every source; `{target}` in it is the part of the task's
+        language behind its last hyphen ("de-en"): "__{target}__ " tags a source with the language to translate to.
       noise_densities: share of tokens masked (paper: 15 % and 50 %).
       mean_span_lengths: mean length of masked spans in tokens (paper: 3).
       sampling_exponents: a language's rate is proportional to (its tokens) ** exponent. Not stated; XLM-R and mT5 used
-        0.3.
+        0.3. (A temperature T, as of multilingual translation, is the exponent 1 / T.)
       max_epochs: how often a task's text may be seen in `OptimizerConfig.decay_steps` steps; what a small language does not
         get then goes to the others. An objective that is not named has no limit. The paper states none.
       decoder_start: "eos": the decoder starts from `</s>` and every target is predicted. "first_target": it starts from
@@ -69,10 +75,16 @@ class DataConfig:
     sizing: str = "raw"
     mask_sides: str = "both"
     num_sentinels: int = DEFAULT_NUM_SENTINELS
+    source_length: int = 256
+    target_length: int = 256
+    packing: bool = True
+    source_prefix: str = ""
     objective_batch_sizes: dict[str, int] = dataclasses.field(default_factory=lambda: _each(1024, 1024))
     noise_densities: dict[str, float] = dataclasses.field(default_factory=lambda: _each(0.15, 0.5))
     mean_span_lengths: dict[str, float] = dataclasses.field(default_factory=lambda: _each(3.0, 3.0))
-    sampling_exponents: dict[str, float] = dataclasses.field(default_factory=lambda: _each(0.3, 0.3))
+    sampling_exponents: dict[str, float] = dataclasses.field(
+        default_factory=lambda: _each(0.3, 0.3) | {SEQUENCE_TO_SEQUENCE: 1.0}
+    )
     max_epochs: dict[str, float] = dataclasses.field(default_factory=dict)
     decoder_start: str = "eos"
     prepare_limit_mb: float = operational(200.0)
@@ -95,7 +107,9 @@ class DataConfig:
             if not limit > 0:
                 raise ValueError(f"DataConfig.max_epochs[{name!r}] must be above 0, found {limit}")
         for field in complete:
-            if missing := set(self.objective_batch_sizes) - set(getattr(self, field)):
+            # Nothing is masked there.
+            without = {SEQUENCE_TO_SEQUENCE} if field in ("noise_densities", "mean_span_lengths") else set()
+            if missing := set(self.objective_batch_sizes) - set(getattr(self, field)) - without:
                 raise ValueError(f"DataConfig.{field} says nothing of {', '.join(sorted(missing))}")
         for name, size in self.objective_batch_sizes.items():
             if size < 1:
@@ -103,6 +117,11 @@ class DataConfig:
         if self.decoder_start not in DECODER_STARTS:
             raise ValueError(
                 f"DataConfig.decoder_start must be one of {', '.join(DECODER_STARTS)}, found {self.decoder_start!r}"
+            )
+        if SEQUENCE_TO_SEQUENCE in self.objective_batch_sizes and self.decoder_start != "eos":
+            raise ValueError(
+                f'DataConfig.decoder_start must be "eos" for {SEQUENCE_TO_SEQUENCE}: decoding starts from it, and it tells '
+                f"the examples of a row apart; found {self.decoder_start!r}"
             )
         module = self.task_module
         if module is not None and (module.endswith(".py") or not all(map(str.isidentifier, module.split(".")))):
@@ -138,15 +157,20 @@ class DataConfig:
         Args:
           planned_steps: what `max_epochs` is for; None: it is not kept, which is enough for shapes.
         """
+
+        def settings(name: str) -> dict[str, Any]:
+            if name == SEQUENCE_TO_SEQUENCE:
+                return {"source_length": self.source_length, "target_length": self.target_length}
+            return {
+                "noise_density": self.noise_densities[name],
+                "mean_span_length": self.mean_span_lengths[name],
+                "sizing": self.sizing,
+                "mask_sides": self.mask_sides,
+            }
+
         return {
             name: Objective(
-                make_objective(
-                    name,
-                    noise_density=self.noise_densities[name],
-                    mean_span_length=self.mean_span_lengths[name],
-                    sizing=self.sizing,
-                    mask_sides=self.mask_sides,
-                ),
+                make_objective(name, **settings(name)),
                 batch_size,
                 self.sampling_exponents[name],
                 max_epochs=self.max_epochs.get(name) if planned_steps else None,
@@ -154,6 +178,10 @@ class DataConfig:
             )
             for name, batch_size in self.objective_batch_sizes.items()
         }
+
+    def packed_objectives(self) -> tuple[str, ...]:
+        """Those whose rows hold several examples, which the model keeps apart."""
+        return tuple(name for name in self.objective_batch_sizes if OBJECTIVES[name].packed)
 
     def raw_lengths(self) -> dict[str, int]:
         """Per objective, tokens in a full chunk before corruption: the length its data is prepared with."""
@@ -285,10 +313,12 @@ class Config:
     def __post_init__(self) -> None:
         for name, (inputs, targets) in self.data.shapes().items():
             if max(inputs, targets) > self.model.max_length:
+                setting = f"DataConfig.chunk_length is {self.data.chunk_length}, which gives {name}"
+                if name == SEQUENCE_TO_SEQUENCE:
+                    setting = f"DataConfig.source_length and target_length give {name}"
                 raise ValueError(
-                    f"DataConfig.chunk_length is {self.data.chunk_length}, which gives {name} inputs of up to {inputs} and "
-                    f"targets of up to {targets} tokens, but ModelConfig.max_length has positions for "
-                    f"{self.model.max_length} tokens only: lower the first or raise the second"
+                    f"{setting} inputs of up to {inputs} and targets of up to {targets} tokens, but ModelConfig.max_length "
+                    f"has positions for {self.model.max_length} tokens only: lower the first or raise the second"
                 )
         if unknown := set(self.loss.objective_weights) - set(self.data.objective_batch_sizes):
             raise ValueError(

@@ -34,7 +34,7 @@ class Evaluator:
     def __init__(
         self,
         stream: Stream,
-        eval_step: Callable[[Any, Any], dict[str, jax.Array]],
+        eval_step: Callable[[str, Any, Any], dict[str, jax.Array]],
         mesh: Mesh,
         vocab_size: int,
         batches: int,
@@ -74,7 +74,8 @@ class Evaluator:
         sums = []
         for index in range(self.batches[name]):
             arrays = self._stream.validation_batch(name, index, rows)
-            sums.append(self._eval_step(params, put_batch({name: arrays}, {name: batch_size}, self._mesh)[name]))
+            batch = put_batch({name: arrays}, {name: batch_size}, self._mesh)[name]
+            sums.append(self._eval_step(name, params, batch))
         task_N = np.concatenate([self._stream.validation_tasks(name, i) for i in range(self.batches[name])])
         sums = jax.device_get(sums)
         return task_N, {key: np.concatenate([s[key] for s in sums]).astype(np.float64) for key in sums[0]}

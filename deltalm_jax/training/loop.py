@@ -118,7 +118,11 @@ def train(
     if options.compilation_cache:
         use_compilation_cache(run_dir / "compilation_cache")
 
-    shared: Any = {"compute_dtype": compute_dtype, "decoder_start": config.data.decoder_start}
+    shared: Any = {
+        "compute_dtype": compute_dtype,
+        "decoder_start": config.data.decoder_start,
+        "packed": config.data.packed_objectives(),
+    }
     train_step = make_train_step(
         config.model, config.optimizer, config.loss, mesh,
         seed=options.seed, accumulation_steps=options.accumulation_steps, **shared,

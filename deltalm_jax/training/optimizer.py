@@ -21,6 +21,7 @@ from deltalm_jax.parallel.sharding import path_name
 # Names of leaves that weight decay leaves alone: it pulls towards 0, which is no sensible value for a norm's scale.
 NOT_DECAYED = ("bias", "scale")
 OPTIMIZERS = ("adam", "adafactor", "muon")
+SCHEDULES = ("linear", "inverse_sqrt")
 
 # Scale of Muon's updates, root mean square, at which Adam's learning rate and decay serve for both (Liu et al. 2025,
 # "Muon is scalable for LLM training", section 2.2).
@@ -40,10 +41,13 @@ class OptimizerConfig:
         parameters' size, so `learning_rate` is of the order 1e-2); or "muon" (orthogonalised momentum for the layers'
         matrices, Adam for everything else).
       learning_rate: peak. The paper does not state it; its neighbours used 1e-4 (mT6) to 2e-4 (InfoXLM).
+      schedule: what follows the warm-up: "linear" decay (the paper's pretraining), or "inverse_sqrt", the peak times
+        √(warmup_steps / step), as in fairseq and the official fine-tuning recipes.
       warmup_steps: steps of linear rise from 0 (paper: 10,000).
       decay_steps: step at which the linear decay reaches `final_learning_rate` (paper: 600,000, the length of the
-        run). A field of its own: stopping earlier does not move the schedule.
-      final_learning_rate: value at and after `decay_steps`.
+        run). A field of its own: stopping earlier does not move the schedule. "inverse_sqrt" has no such end, but
+        `DataConfig.max_epochs` counts up to it.
+      final_learning_rate: value at and after `decay_steps`; of "inverse_sqrt" the least.
       beta1, beta2: Adam's (paper: 0.9, 0.999).
       epsilon: Adam's; not stated; 1e-6 in mT6 and InfoXLM.
       muon_momentum: Muon's momentum.
@@ -59,6 +63,7 @@ class OptimizerConfig:
 
     name: str = "adam"
     learning_rate: float = 2e-4
+    schedule: str = "linear"
     warmup_steps: int = 10_000
     decay_steps: int = 600_000
     final_learning_rate: float = 0.0
@@ -76,6 +81,8 @@ class OptimizerConfig:
         check_types(self)
         if self.name not in OPTIMIZERS:
             raise ValueError(f"OptimizerConfig.name must be one of {', '.join(OPTIMIZERS)}, found {self.name!r}")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"OptimizerConfig.schedule must be one of {', '.join(SCHEDULES)}, found {self.schedule!r}")
         if self.learning_rate <= 0:
             raise ValueError(f"OptimizerConfig.learning_rate must be positive, found {self.learning_rate}")
         for name in ("final_learning_rate", "warmup_steps", "weight_decay", "gradient_clip_norm"):
@@ -104,11 +111,13 @@ def learning_rate(config: OptimizerConfig, step: jax.Array | int) -> jax.Array:
     """Learning rate of update `step` (from 0): the first is peak / warmup_steps, update `warmup_steps` - 1 the peak."""
     done = jnp.asarray(step, jnp.float32) + 1.0
     warm = done / max(config.warmup_steps, 1)
-    decay = (config.decay_steps - done) / (config.decay_steps - config.warmup_steps)
     floor = config.final_learning_rate / config.learning_rate
-    return config.learning_rate * jnp.where(
-        done < config.warmup_steps, warm, floor + (1.0 - floor) * jnp.clip(decay, 0.0, 1.0)
-    )
+    if config.schedule == "inverse_sqrt":
+        after = jnp.maximum(jnp.sqrt(max(config.warmup_steps, 1) / done), floor)
+    else:
+        decay = (config.decay_steps - done) / (config.decay_steps - config.warmup_steps)
+        after = floor + (1.0 - floor) * jnp.clip(decay, 0.0, 1.0)
+    return config.learning_rate * jnp.where(done < config.warmup_steps, warm, after)
 
 
 def decay_mask(params: Any) -> Any:

@@ -64,7 +64,7 @@ def plan(config: Config, topology_name: str, cache: pathlib.Path | None = None) 
     step: Any = make_train_step(
         config.model, config.optimizer, config.loss, mesh,
         seed=config.train.seed, compute_dtype=COMPUTE_DTYPE, accumulation_steps=config.train.accumulation_steps,
-        decoder_start=config.data.decoder_start,
+        decoder_start=config.data.decoder_start, packed=config.data.packed_objectives(),
     )  # fmt: skip
     batch = {
         group: {

@@ -15,7 +15,7 @@ from deltalm_jax.data.filters.flags import filter_flags
 from deltalm_jax.data.shards import digest_file
 from deltalm_jax.data.vocabulary import DEFAULT_NUM_SENTINELS
 from deltalm_jax.fault_points import reached
-from deltalm_jax.training.config import RANDOM, SAMPLE, Config
+from deltalm_jax.training.config import RANDOM, SAMPLE, SEQUENCE_TO_SEQUENCE, Config
 from deltalm_jax.training.starting_point import open_starting_point
 
 SAMPLE_VOCABULARY = pathlib.Path(__file__).parents[2] / "tasks" / "sample" / "vocabulary.model"
@@ -36,10 +36,15 @@ def prepare_command(config: Config, folder: pathlib.Path) -> list[str]:
         command.append(f"--data_dir={data.data_dir}")
     if data.vocabulary != SAMPLE or data.data_dir != SAMPLE:
         command.append(f"--vocabulary={data.vocabulary}")
-    lengths = data.raw_lengths()
+    lengths = {name: n for name, n in data.raw_lengths().items() if name != SEQUENCE_TO_SEQUENCE}
     same = len(set(lengths.values())) == 1
     length = str(next(iter(lengths.values()))) if same else ",".join(f"{name}={n}" for name, n in lengths.items())
-    command += [f"--chunk_length={length}", f"--output={folder}"]
+    command += [f"--chunk_length={length}"] if lengths else []
+    if SEQUENCE_TO_SEQUENCE in data.objective_batch_sizes:
+        command += [f"--source_length={data.source_length}", f"--target_length={data.target_length}"]
+        command += [] if data.packing else ["--no_packing"]
+        command += [f"--source_prefix={data.source_prefix}"] if data.source_prefix else []
+    command.append(f"--output={folder}")
     if data.num_sentinels != DEFAULT_NUM_SENTINELS:
         command.append(f"--num_sentinels={data.num_sentinels}")
     if data.languages:
@@ -129,8 +134,12 @@ def check(config: Config, prepared: PreparedData) -> None:
             f"the raw length of {objective} (of DataConfig.chunk_length {data.chunk_length} by sizing {data.sizing!r})"
         )
 
+    examples = (
+        manifest.get("settings", {}).get("examples", {}) if SEQUENCE_TO_SEQUENCE in prepared.chunk_lengths else {}
+    )
     pairs = [
         ("DataConfig.mixture", data.mixture, manifest["mixture"]),
+        *((f"DataConfig.{name}", getattr(data, name), found) for name, found in examples.items()),
         *((name_length(n), w, prepared.chunk_lengths[n]) for n, w in raw_lengths if n in prepared.chunk_lengths),
         ("DataConfig.num_sentinels", data.num_sentinels, manifest["vocabulary"]["num_sentinels"]),
         ("ModelConfig.vocab_size", config.model.vocab_size, prepared.vocabulary_size),

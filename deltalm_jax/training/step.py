@@ -26,7 +26,8 @@ Shapes: A microbatches, B batch, S inputs, T targets, D model, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from functools import partial
 from typing import Any
 
 import jax
@@ -149,12 +150,14 @@ def make_train_step(
     compute_dtype: str,
     accumulation_steps: int = 1,
     decoder_start: str = "eos",
+    packed: Collection[str] = (),
 ) -> Callable[[State, Any], tuple[State, Metrics]]:
     """Builds the jitted step `(state, batch) → (state, metrics)`; the state's memory is reused (donated).
 
     Args:
       accumulation_steps: the batch is worked off in so many equal microbatches, one after the other.
       decoder_start: one of `DECODER_STARTS`.
+      packed: groups whose rows hold several examples each (see `model/packed.py`).
 
     Metrics: `loss` (what is minimised), `loss/<group>` (its mean in that group), `nll/<group>` (mean negative
     log-likelihood, where the loss has other terms too); `target_tokens`, `input_tokens`, and both `…/<group>`;
@@ -190,6 +193,7 @@ def make_train_step(
                 compute_dtype=compute_dtype,
                 gather=gather,
                 attend=attend,
+                packed=group in packed,
             )
 
         rows = look_up(table_VD, ids[0]), look_up(table_VD, ids[1])
@@ -320,11 +324,13 @@ def make_eval_step(
     sentinels: tuple[int, int],
     compute_dtype: str,
     decoder_start: str = "eos",
-) -> Callable[[Any, Any], Metrics]:
-    """Builds the jitted `(params, arrays of one group) → sums`, without dropout, smoothing and z-loss.
+    packed: Collection[str] = (),
+) -> Callable[[str, Any, Any], Metrics]:
+    """Builds `(group, params, its arrays) → sums`, jitted, without dropout, smoothing and z-loss.
 
     Args:
       sentinels: first sentinel id, and one past the last.
+      packed: groups whose rows hold several examples each.
 
     Returns:
       A function giving, whole on every device and for each row, float32 [B] `nll`, `tokens` over all targets, and
@@ -334,11 +340,18 @@ def make_eval_step(
     gather = gather_layer if mesh.shape["fsdp"] > 1 else None
     attend = attention_on(mesh, model, compute_dtype)
 
-    def eval_step(params: Params, arrays: Any) -> Metrics:
+    def eval_step(is_packed: bool, params: Params, arrays: Any) -> Metrics:
         params = gather_parameters(for_products(params, compute_dtype), specs)
         decoder_input_BT, targets_BT = decoder_arrays(arrays["targets"], decoder_start)
         hidden_BTD = hidden_states(
-            model, params, arrays["inputs"], decoder_input_BT, compute_dtype=compute_dtype, gather=gather, attend=attend
+            model,
+            params,
+            arrays["inputs"],
+            decoder_input_BT,
+            compute_dtype=compute_dtype,
+            gather=gather,
+            attend=attend,
+            packed=is_packed,
         )
         nll_BT = token_nll(hidden_BTD, params["token_embedding"], targets_BT, loss, model.vocab_size)
         real_BT = targets_BT != PAD_ID
@@ -350,11 +363,15 @@ def make_eval_step(
             "text_tokens": jnp.sum(text_BT, axis=1, dtype=jnp.float32),
         }
 
-    return jax.jit(
-        by_shard(eval_step, mesh, (specs, P(BATCH_AXES)), P(BATCH_AXES)),
-        in_shardings=(None, batch_sharding(mesh)),
-        out_shardings=replicated(mesh),
-    )
+    steps = {
+        is_packed: jax.jit(
+            by_shard(partial(eval_step, is_packed), mesh, (specs, P(BATCH_AXES)), P(BATCH_AXES)),
+            in_shardings=(None, batch_sharding(mesh)),
+            out_shardings=replicated(mesh),
+        )
+        for is_packed in (False, True)
+    }
+    return lambda group, params, arrays: steps[group in packed](params, arrays)
 
 
 def for_products(params: Params, compute_dtype: str) -> Params:

@@ -1,4 +1,4 @@
-"""The corpora of pretraining: which files they are, what is in them, and what of it is held out.
+"""The corpora: which files they are, what is in them, and what of it is held out.
 
 A data folder looks like this; each corpus may be there or not, and published files keep their names:
 
@@ -10,11 +10,12 @@ A data folder looks like this; each corpus may be there or not, and published fi
     DATA_DIR/opus/Tatoeba/de-en.txt.zip             OPUS, Moses archives and .tmx.gz; any subfolders
     DATA_DIR/text/sw.txt, DATA_DIR/text/sw/*.txt    documents of one's own
     DATA_DIR/parallel/sw-en.tsv, news.sw + news.en  pairs of one's own
+    DATA_DIR/examples/de-en.tsv                     examples of one's own to fine-tune on: source, tab, target
     DATA_DIR/CORPUS/validation/…                    optional: held-out text in files of the same names
 
 docs/corpora.md has the formats. Where a language has no validation file, documents are held out by hash of their text and
-pairs by hash of their English side, so a sentence is held out in all languages or in none. Without a folder (`None`) the
-shipped sample, `tasks/sample/`, is used, which has this very layout.
+pairs by hash of their English side, so a sentence is held out in all languages or in none; examples by hash of their source.
+Without a folder (`None`) the shipped sample, `tasks/sample/`, is used, which has this very layout.
 """
 
 from deltalm_jax.data.readers import CorpusError
@@ -24,6 +25,7 @@ from tasks.corpora.corpus import (
     CCALIGNED,
     CCALIGNED_DOCUMENTS,
     CORPORA,
+    EXAMPLES,
     OPUS,
     PARALLEL,
     SAMPLE_CORPORA,
@@ -43,6 +45,7 @@ __all__ = [
     "CCALIGNED_DOCUMENTS",
     "CC_NET",
     "CORPORA",
+    "EXAMPLES",
     "HELD_OUT_FRACTION",
     "OPUS",
     "PARALLEL",

@@ -25,8 +25,8 @@ class Corpus:
     Attributes:
       name: folder name, and the first part of its task names.
       title: its name in messages.
-      objective: what it is pretrained with, "span_corruption" or "translation_span_corruption".
-      unit: what its reader gives, "documents" (lists of paragraphs) or "pairs" (English, other).
+      objective: what it is for, a key of `deltalm_jax.objectives.OBJECTIVES`.
+      unit: what its reader gives, "documents" (lists of paragraphs), "pairs" (English, other) or "examples" (source, target).
       homepage: who publishes it, or what describes it.
       examples: file names.
       read: its reader, `(path, counts) -> iterator`.
@@ -45,7 +45,7 @@ class Corpus:
     one_file: bool = False
 
     def text_of(self, item: Any) -> str:
-        """What decides whether an item is held out: a document's whole text, the English side of a pair."""
+        """What decides whether an item is held out: a document's whole text, a pair's English side, an example's source."""
         return "\n".join(item) if self.unit == "documents" else item[0]
 
 
@@ -135,8 +135,20 @@ PARALLEL = _of_pairs(
     readers.read_parallel,
     layout.parallel,
 )
+EXAMPLES = Corpus(
+    "examples",
+    "examples of one's own",
+    "sequence_to_sequence",
+    "examples",
+    "docs/finetuning.md",
+    ("de-en.tsv", "headlines.tsv.gz"),
+    readers.read_examples,
+    layout.examples,
+    one_file=True,
+)
 CORPORA: dict[str, Corpus] = {
-    corpus.name: corpus for corpus in (CC100, CC_NET, WIKIPEDIA, TEXT, CCALIGNED, CCALIGNED_DOCUMENTS, OPUS, PARALLEL)
+    corpus.name: corpus
+    for corpus in (CC100, CC_NET, WIKIPEDIA, TEXT, CCALIGNED, CCALIGNED_DOCUMENTS, OPUS, PARALLEL, EXAMPLES)
 }
 # What the shipped sample has.
 SAMPLE_CORPORA = (CC100, CCALIGNED)

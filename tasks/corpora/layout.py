@@ -166,6 +166,24 @@ def parallel(folder: Path, codes: Codes) -> Iterator[tuple[str, Path]]:
         )
 
 
+def examples(folder: Path, codes: Codes) -> Iterator[tuple[str, Path]]:
+    """`NAME.tsv`, such as `de-en.tsv`: the name takes the place of a language.
+
+    Raises:
+      CorpusError: a name that no task can have, or a file that is packed in another way.
+    """
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or not path.is_file():
+            continue
+        _check_packing(path, lambda name: is_columns(Path(name)))
+        if not is_columns(path):
+            continue
+        name = path.name.split(".tsv")[0]
+        if not re.fullmatch(r"[A-Za-z0-9]+(?:[-_][A-Za-z0-9]+)*", name):
+            raise CorpusError(f"{path}: expected a name of letters, digits, - and _, such as {folder / 'de-en.tsv'}.")
+        yield name, path
+
+
 def _files_below(folder: Path) -> Iterator[Path]:
     """All files in a folder and its subfolders but `validation`, sorted by path; hidden ones left out."""
     for path in sorted(folder.iterdir()):

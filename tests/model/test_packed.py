@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from functools import partial
 from typing import Any
 
@@ -20,8 +21,8 @@ from tests.model.conftest import VARIANTS, random_params
 
 SOURCES = [[11, 12, 13, 3], [14, 3], [15, 16, 17, 18, 3], [3]]
 TARGETS = [[21, 3], [22, 23, 24, 3], [3], [25, 26, 3]]
-INPUTS_BS = np.array([sum(SOURCES, []) + [0, 0]])
-TARGETS_BT = np.array([sum(TARGETS, []) + [0]])
+INPUTS_BS = np.array([[*itertools.chain(*SOURCES), 0, 0]])
+TARGETS_BT = np.array([[*itertools.chain(*TARGETS), 0]])
 
 splash = partial(attend_splash, interpret=True)
 cudnn = partial(attend_cudnn, implementation="xla")

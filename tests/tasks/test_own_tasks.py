@@ -27,7 +27,7 @@ from deltalm_jax.data.preparation import PreparationError
 from deltalm_jax.data.preparation import prepare as prepare_inputs
 from deltalm_jax.data.vocabulary import Vocabulary
 from tasks.corpora import SAMPLE_DIR, CorpusError
-from tasks.text import PretrainingTask, to_item
+from tasks.text import TextTask, to_item
 from tests.support import runs
 from tests.support.toy_data import write_toy_data
 
@@ -71,7 +71,7 @@ def pairs(sides: list[tuple[str, str]]) -> Rows:
     return [{"english": english, "other": other} for english, other in sides]
 
 
-def add(name: str, its_source: seqio.DataSource, objective: str = "span_corruption", **more: Any) -> PretrainingTask:
+def add(name: str, its_source: seqio.DataSource, objective: str = "span_corruption", **more: Any) -> TextTask:
     return tasks.add_task(
         name, its_source, **{"objective": objective, "language": "sw", "vocabulary": MODEL, **more}
     )  # fmt: skip

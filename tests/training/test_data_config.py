@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shlex
 from typing import Any
 
@@ -100,6 +101,34 @@ def test_the_command_prepares_what_training_asks_for(fields, flags, value, tmp_p
     parsed = prepare.parse_arguments(command[3:])
     assert parsed.chunk_length == value
     assert parsed.num_sentinels == config.data.num_sentinels
+
+
+def test_the_command_prepares_examples_as_training_asks_for(tmp_path):
+    fields = ["source_length=40", "target_length=24", "packing=False", "source_prefix='__{target}__ '"]
+    config = load(["finetune_examples.gin"], [f"DataConfig.{field}" for field in fields])
+    command = prepare_command(config, tmp_path)
+    parsed = prepare.parse_arguments([*command[3:], "--vocabulary=sample"])
+    assert (parsed.source_length, parsed.target_length, parsed.packing) == (40, 24, False)
+    assert parsed.source_prefix == "__{target}__ "
+    assert not [flag for flag in command if flag.startswith("--chunk_length")]
+    assert config.data.shapes() == {"sequence_to_sequence": (40, 24)}
+
+
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        (
+            "DataConfig.source_length=600",
+            "source_length and target_length give sequence_to_sequence inputs of up to 600",
+        ),
+        ("DataConfig.target_length=1", "target_length must be at least 2"),
+        ("DataConfig.decoder_start='first_target'", 'decoder_start must be "eos" for sequence_to_sequence'),
+        ("OptimizerConfig.schedule='cosine'", "schedule must be one of linear, inverse_sqrt, found 'cosine'"),
+    ],
+)
+def test_what_examples_cannot_have_is_refused(field, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load(["finetune_examples.gin"], [field])
 
 
 def test_data_of_other_lengths_is_refused(tmp_path):

@@ -38,7 +38,7 @@ def stream(tmp_path_factory):
 def test_losses_and_the_unigram_predictor_by_brute_force(stream, monkeypatch):
     monkeypatch.setattr(evaluation, "_UNIGRAM_BATCHES", 5)
 
-    def eval_step(params, arrays):
+    def eval_step(group, params, arrays):
         """A model whose loss is the target's id, so that sums can be done by hand."""
         targets = np.asarray(arrays["targets"]).astype(np.float64)
         text = (targets > 0) & (targets < stream.sentinels[0])

@@ -41,6 +41,18 @@ def test_schedule_has_a_floor():
     np.testing.assert_allclose(float(learning_rate(config, 4)), 1e-3 + 0.5 * 9e-3, rtol=1e-5)
 
 
+def test_fairseqs_inverse_square_root():
+    """lr · √warmup · step^-0.5 after the warm-up (fairseq's `InverseSquareRootSchedule`, updates counted from 1)."""
+    config = OptimizerConfig(
+        schedule="inverse_sqrt", learning_rate=1e-4, warmup_steps=4000, decay_steps=9000, final_learning_rate=1e-9
+    )
+    assert float(learning_rate(config, 3_999)) == pytest.approx(1e-4)
+    assert float(learning_rate(config, 1_999)) == pytest.approx(0.5e-4)
+    for update in (4_001, 16_000, 400_000):
+        assert float(learning_rate(config, update - 1)) == pytest.approx(1e-4 * 4000**0.5 * update**-0.5, rel=1e-5)
+    assert float(learning_rate(config, 10**15)) == pytest.approx(1e-9)
+
+
 def test_the_papers_schedule():
     config = OptimizerConfig()
     assert float(learning_rate(config, 9_999)) == pytest.approx(2e-4)

@@ -186,7 +186,7 @@ def test_evaluation_starts_the_decoder_the_same_way_and_sums_by_row():
         )  # fmt: skip
         for name, (nll, _, count) in plain_sums(before["params"], start).items():
             with jax.set_mesh(mesh):
-                rows = evaluate(before["params"], put_batch(make_batch(), SIZES, mesh)[name])
+                rows = evaluate(name, before["params"], put_batch(make_batch(), SIZES, mesh)[name])
             assert rows["nll"].shape == (SIZES[name],)
             assert rows["nll"].is_fully_replicated, "every process can read every row"
             np.testing.assert_allclose(rows["nll"].sum(), nll, rtol=1e-6)

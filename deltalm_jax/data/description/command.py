@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -72,10 +73,18 @@ def run(flags: argparse.Namespace) -> None:
       OSError: a file cannot be written.
     """
     data = PreparedData.open(flags.describe)
-    _, sizing = length_settings(data.chunk_lengths)
+    examples = data.manifest.get("settings", {}).get("examples", {})
+    masked = {name: length for name, length in data.chunk_lengths.items() if name != "sequence_to_sequence"}
+    sizing = length_settings(masked)[1] if masked else "raw"
+
+    def settings(name: str) -> dict[str, Any]:
+        if name in masked:
+            return {"sizing": sizing}
+        return {key: examples[key] for key in ("source_length", "target_length")}
+
     objectives = {
         name: Objective(
-            make_objective(name, sizing=sizing),
+            make_objective(name, **settings(name)),
             flags.batch_size,
             flags.sampling_exponent,
             flags.max_epochs,

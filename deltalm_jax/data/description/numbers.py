@@ -96,9 +96,9 @@ class ObjectiveDescription:
     """One objective.
 
     Attributes:
-      name, unit: its name, and "documents" or "pairs".
+      name, unit: its name, and "documents", "pairs" or "examples".
       chunk_length, inputs_length, targets_length: tokens of a full chunk, and the static shape after corruption.
-      noise_density, mean_span_length, sizing, batch_size, sampling_exponent: as it would be trained.
+      corruption, batch_size, sampling_exponent: as it would be trained.
       inputs_padding, targets_padding: share of padding in the first batch, over its first `batch_rows` rows.
       chunk_lengths: ids in a chunk; of the sampled chunks.
       segment_lengths: ids of a paragraph or of a side of a pair, `</s>` not counted; of those that lie whole in a sampled
@@ -112,9 +112,7 @@ class ObjectiveDescription:
     chunk_length: int
     inputs_length: int
     targets_length: int
-    noise_density: float
-    mean_span_length: float
-    sizing: str
+    corruption: str
     batch_size: int
     sampling_exponent: float
     batch_rows: int
@@ -311,9 +309,7 @@ def _describe_objective(
         chunk_length=chunk_length,
         inputs_length=inputs_length,
         targets_length=targets_length,
-        noise_density=corruption.noise_density,
-        mean_span_length=corruption.mean_span_length,
-        sizing=corruption.sizing,
+        corruption=corruption.describe(),
         batch_size=objective.batch_size,
         sampling_exponent=objective.sampling_exponent,
         batch_rows=rows,

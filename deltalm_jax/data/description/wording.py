@@ -60,15 +60,14 @@ def labels(tasks: Sequence[TaskDescription]) -> dict[str, str]:
 
 def segments(objective: ObjectiveDescription) -> str:
     """What `segment_lengths` are lengths of."""
-    return "paragraphs" if objective.unit == "documents" else "sides of pairs"
+    return "paragraphs" if objective.unit == "documents" else f"sides of {objective.unit}"
 
 
 def corruption(objective: ObjectiveDescription) -> str:
     """What becomes of a chunk, in one line."""
     return (
         f"{objective.chunk_length} tokens → {objective.inputs_length} inputs, {objective.targets_length} targets "
-        f"({100 * objective.noise_density:g} % masked, spans of {objective.mean_span_length:g}"
-        + (", T5's sizing)" if objective.sizing == "t5" else ")")
+        f"({objective.corruption})"
     )
 
 

@@ -1,4 +1,4 @@
-"""Readers of corpora: path → documents or pairs, in bounded memory.
+"""Readers of corpora: path → documents, pairs or examples, in bounded memory.
 
 Plain functions without TensorFlow, seqio or Beam: the TFDS builders, the seqio Tasks and the preparation all use these,
 so there is one meaning of "the corpus" and no second copy on disk. (`read_wikipedia` imports TensorFlow when it is called.)
@@ -8,6 +8,7 @@ from deltalm_jax.data.readers.cc100 import read_cc100
 from deltalm_jax.data.readers.cc_net import read_cc_net
 from deltalm_jax.data.readers.ccaligned import ENGLISH, pair_codes, read_ccaligned, read_ccaligned_documents
 from deltalm_jax.data.readers.errors import CorpusError
+from deltalm_jax.data.readers.examples import read_examples
 from deltalm_jax.data.readers.files import MAX_DOCUMENT_BYTES, MAX_LINE_BYTES, clean
 from deltalm_jax.data.readers.opus import read_opus
 from deltalm_jax.data.readers.parallel import read_parallel
@@ -24,6 +25,7 @@ __all__ = [
     "read_cc_net",
     "read_ccaligned",
     "read_ccaligned_documents",
+    "read_examples",
     "read_opus",
     "read_parallel",
     "read_wikipedia",
