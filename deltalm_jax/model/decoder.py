@@ -198,16 +198,17 @@ class Decoder(nnx.Module):
         path_BWL: jax.Array,
     ) -> tuple[jax.Array, BeamCache]:
         """[B, W, D] at these rows of the token table, and the cache with them; described at `deltalm.decode_beams`."""
-        batch, beams, _ = token_BWD.shape
-        hidden_BWD = embed(
+        batch, beams, size = token_BWD.shape
+        hidden_R1D = embed(  # each beam at the same position
             self.config,
-            token_BWD,
+            token_BWD.reshape(-1, 1, size),
             self.position_embedding[...],
             self.embedding_layer_norm,
-            jnp.broadcast_to(place + RESERVED_POSITIONS, (batch, beams)),
+            jnp.broadcast_to(place + RESERVED_POSITIONS, (batch * beams, 1)),
             None,
             cache.source[0].key_BSHK.dtype,
         )
+        hidden_BWD = hidden_R1D.reshape(token_BWD.shape)
         path_BWLW = path_BWL[..., None] == jnp.arange(beams)
         path_BWLW &= (jnp.arange(path_BWL.shape[2]) < place)[:, None]
         allowed_BWP, cross_mask = path_BWLW.reshape(batch, beams, -1), Mask(cache.real_BS)
