@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from deltalm_jax.data.readers import CorpusError
+from deltalm_jax.data.readers import MAX_LINE_BYTES, CorpusError
 from deltalm_jax.paths import as_path
 from tasks.downstream_places import Examples, Place, Row, files, tfds_examples, tfds_folders
 from tasks.downstream_readers import join_chinese, read_aligned, read_wiki_lingua, wiki_lingua_row
@@ -145,7 +145,9 @@ def _wiki_lingua(data_dir: Path, code: str, english_name: str) -> DownstreamSpec
 
 
 def _read_aligned(paths: list[Path], counts: Counter[str], drop_empty: bool) -> Iterator[Row]:
-    return (Row(source, target) for source, target in read_aligned(paths, counts, drop_empty=drop_empty))
+    # A whole article is a line.
+    rows = read_aligned(paths, counts, drop_empty=drop_empty, max_bytes=MAX_LINE_BYTES)
+    return (Row(source, target) for source, target in rows)
 
 
 def _read_json(paths: list[Path], counts: Counter[str], code: str, drop_empty: bool) -> Iterator[Row]:

@@ -189,8 +189,11 @@ def _own_files(folder: Path, split: str, code: str, oriented: Oriented) -> Place
         if not folder.is_dir():
             return None
         names = sorted(path.name for path in folder.iterdir() if path.name.startswith(split + "."))
-        stems = sorted({_PACKED.sub("", name).removesuffix(f".{code}") for name in names if _ends_in(name, code)})
+        sides = [_PACKED.sub("", name).rpartition(".") for name in names]
+        stems = sorted({stem for stem, _, side in sides if side in (code, ENGLISH)})
         columns = [folder / name for name in names if _COLUMNS.search(name)]
+        if len({_PACKED.sub("", path.name) for path in columns}) < len(columns):
+            raise CorpusError(f"{folder}: a .tsv is there twice, packed and not: {', '.join(p.name for p in columns)}.")
         if not stems and not columns:
             return None
         aligned = [_both(folder, stem, code) for stem in stems]
@@ -212,10 +215,6 @@ def _own_files(folder: Path, split: str, code: str, oriented: Oriented) -> Place
     return Place(
         (f"{pattern}{code} with {pattern}{ENGLISH} (or .gz, .xz)", f"{pattern}{code}-en.tsv (or .gz, .xz)"), find
     )
-
-
-def _ends_in(name: str, code: str) -> bool:
-    return _PACKED.sub("", name).endswith(f".{code}")
 
 
 def _both(folder: Path, stem: str, code: str) -> list[Path]:

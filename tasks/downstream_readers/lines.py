@@ -19,7 +19,7 @@ from deltalm_jax.data.readers.files import decode_lines, read_bytes
 MAX_LINE_BYTES = 1 << 17
 
 _REASONS = {
-    "long_line": f"a line of at most {MAX_LINE_BYTES:,} bytes, found a longer one: line ends may be missing",
+    "long_line": "a line of at most LIMIT bytes, found a longer one: line ends may be missing",
     "invalid_utf8": "UTF-8, found bytes that are not: the file is in another encoding, or damaged",
     "nul": "text, found a NUL character: the file is in UTF-16, or damaged",
     "empty": "text, found an empty line",
@@ -27,20 +27,23 @@ _REASONS = {
 _END = object()
 
 
-def read_lines(path: Path, counts: Counter[str], *, lenient: bool = False) -> Iterator[str | None]:
+def read_lines(
+    path: Path, counts: Counter[str], *, lenient: bool = False, max_bytes: int = MAX_LINE_BYTES
+) -> Iterator[str | None]:
     """Lines without control characters and white space around them; "" for an empty one.
 
     Args:
       path: plain, `.gz` or `.xz`.
       counts: grows by "lines", and for each line that is dropped by "long_line", "invalid_utf8" or "nul".
       lenient: give None in the place of a bad line, instead of raising.
+      max_bytes: of a line.
 
     Raises:
       CorpusError: a missing, damaged or empty file; or a bad line.
     """
     number = 0
     dropped: Counter[str] = Counter()
-    for line in decode_lines(read_bytes(path), dropped, MAX_LINE_BYTES):
+    for line in decode_lines(read_bytes(path), dropped, max_bytes):
         number += 1
         if line is not None and "\0" in line:
             dropped["nul"] += 1
@@ -48,7 +51,7 @@ def read_lines(path: Path, counts: Counter[str], *, lenient: bool = False) -> It
         if line is None:
             (reason,) = dropped
             if not lenient:
-                raise bad_line(path, number, reason)
+                raise bad_line(path, number, reason, max_bytes=max_bytes)
             counts[reason] += 1
             dropped.clear()
         yield None if line is None else clean(line)
@@ -58,7 +61,12 @@ def read_lines(path: Path, counts: Counter[str], *, lenient: bool = False) -> It
 
 
 def read_aligned(
-    paths: Sequence[Path], counts: Counter[str], *, lenient: bool = False, drop_empty: bool = False
+    paths: Sequence[Path],
+    counts: Counter[str],
+    *,
+    lenient: bool = False,
+    drop_empty: bool = False,
+    max_bytes: int = MAX_LINE_BYTES,
 ) -> Iterator[tuple[str, ...]]:
     """Rows of files whose lines belong together, read in step.
 
@@ -67,11 +75,12 @@ def read_aligned(
       counts: grows as `read_lines`, and by "empty" for each row that is dropped because a side has no text.
       lenient: drop rows with a bad or an empty line.
       drop_empty: drop rows with an empty line, but raise for bad ones.
+      max_bytes: of a line.
 
     Raises:
       CorpusError: as `read_lines`; an empty line; or unequal numbers of lines, after the rows of the shortest file.
     """
-    iterators = [read_lines(path, counts, lenient=lenient) for path in paths]
+    iterators = [read_lines(path, counts, lenient=lenient, max_bytes=max_bytes) for path in paths]
     total = 0
     for row in itertools.zip_longest(*iterators, fillvalue=_END):
         if any(line is _END for line in row):
@@ -129,9 +138,10 @@ def read_columns(
     counts["lines"] += number
 
 
-def bad_line(path: Path, number: int, reason: str, expected: str = "") -> CorpusError:
-    """The error of one line; `reason` is a key of the counts."""
-    return CorpusError(f"{path}, line {number:,}: expected {_REASONS.get(reason, expected)}. Fetch the file again.")
+def bad_line(path: Path, number: int, reason: str, expected: str = "", max_bytes: int = MAX_LINE_BYTES) -> CorpusError:
+    """The error of one line; `reason` is a key of the counts, `expected` stands in for the text of one without."""
+    text = _REASONS.get(reason, expected).replace("LIMIT", f"{max_bytes:,}")
+    return CorpusError(f"{path}, line {number:,}: expected {text}. Fetch the file again.")
 
 
 def _unequal(

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from deltalm_jax.data.readers import CorpusError, clean
+from deltalm_jax.data.readers import MAX_LINE_BYTES, CorpusError, clean
 from tasks.downstream_readers.lines import bad_line, read_lines
 
 ENGLISH = "en"
@@ -32,7 +32,7 @@ def read_wiki_lingua(path: Path, counts: Counter[str], language: str, *, drop_em
       CorpusError: a missing, empty or damaged file, no JSON, or fields that are missing, of another type, or at odds with
         the aligned ones; names the line.
     """
-    for number, line in enumerate(read_lines(path, counts), 1):
+    for number, line in enumerate(read_lines(path, counts, max_bytes=MAX_LINE_BYTES), 1):
         assert line is not None, "not lenient"
         where = f"{path}, line {number:,}"
         if number == 1 and line.startswith("["):

@@ -295,6 +295,15 @@ def test_wrong_fields_of_wiki_lingua(tmp_path: Path, kind: str) -> None:
         assert counts["empty"] == 1
 
 
+def test_an_article_may_be_long_but_not_without_end(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    write(path, json.dumps({"source": "я" * 40_000, "target": "Brew tea."}))  # six bytes a letter
+    assert [len(source) for source, _ in read_wiki_lingua(path, Counter(), "ru")] == [40_000]
+    write(path, json.dumps({"source": "я" * 180_000, "target": "Brew tea."}))
+    with pytest.raises(CorpusError, match=r"line 1: expected a line of at most 1,048,576 bytes"):
+        list(read_wiki_lingua(path, Counter(), "ru"))
+
+
 def test_wiki_lingua_without_references_takes_the_target(tmp_path: Path) -> None:
     example = {**next(turkish()), "references": []}
     path = write(tmp_path / "a.jsonl", json.dumps(example))

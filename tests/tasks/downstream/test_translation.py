@@ -137,9 +137,21 @@ def test_tfds_is_used_for_training_where_there_are_no_files(data_dir: Path) -> N
         rows(data_dir, "wmt10_lv_en", "validation")
 
 
-def test_half_of_an_aligned_text_is_an_error(data_dir: Path) -> None:
-    (data_dir / "wmt10/cs-en/train.more.cs").write_text("Ano.\n", encoding="utf-8")
+@pytest.mark.parametrize("side", ["cs", "en.gz"])
+def test_half_of_an_aligned_text_is_an_error(data_dir: Path, side: str) -> None:
+    (data_dir / f"wmt10/cs-en/train.more.{side}").write_text("Ano.\n", encoding="utf-8")
     with pytest.raises(CorpusError, match=r"expected train\.more\.cs and train\.more\.en, found only one"):
+        rows(data_dir, "wmt10_cs_en", "train")
+
+
+def test_the_same_text_twice_is_an_error(data_dir: Path) -> None:
+    folder = data_dir / "wmt10/cs-en"
+    (folder / "train.talks.en-cs.tsv").write_text("Yes.\tAno.\n", encoding="utf-8")
+    with pytest.raises(CorpusError, match=r"a \.tsv is there twice, packed and not: .*train\.talks\.en-cs\.tsv"):
+        rows(data_dir, "wmt10_cs_en", "train")
+    (folder / "train.talks.en-cs.tsv").unlink()
+    (folder / "train.news.cs.gz").write_bytes(b"")
+    with pytest.raises(CorpusError, match=r"train\.news\.cs\.gz are the same text twice"):
         rows(data_dir, "wmt10_cs_en", "train")
 
 
