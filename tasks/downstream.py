@@ -27,6 +27,7 @@ from tasks.languages import Codes, load_languages
 from tasks.metrics import metric_fn
 from tasks.question_generation import xqg
 from tasks.summarization import wiki_lingua, xgiga
+from tasks.text import TextTask
 from tasks.translation import TARGET_TAG, WMT10, Wmt10Language, wmt10, wmt10_rates
 
 _OBJECTIVE = "sequence_to_sequence"
@@ -35,15 +36,11 @@ _EOS, _BOS = "</s>", "<s>"
 Preprocessor = Callable[..., tf.data.Dataset]
 
 
-class DownstreamTask(seqio.Task):
-    """A seqio Task from text to text.
+class DownstreamTask(TextTask):
+    """A seqio Task from text to text, which `deltalm_jax.prepare` can prepare.
 
     Attributes:
-      objective: "sequence_to_sequence".
       language: of the target; of translation and cross-lingual tasks "cs-en", source and target.
-      groups: groups of languages it belongs to, by kind of group.
-      vocabulary: of its `inputs` and `targets`.
-      text_preprocessors: its steps before tokenising.
       metrics: what it is scored by, keys of `tasks.metrics.METRICS`.
       source_length, target_length: most ids of `inputs` and `targets`, `</s>` included.
       source_prefix: text that stands before every source.
@@ -52,23 +49,14 @@ class DownstreamTask(seqio.Task):
     def __init__(
         self,
         *,
-        language: str,
-        groups: Mapping[str, str],
-        vocabulary: Vocabulary,
-        text_preprocessors: Sequence[Preprocessor],
         metrics: Sequence[str],
         source_length: int,
         target_length: int,
         source_prefix: str,
-        **seqio_arguments: Any,
+        **arguments: Any,
     ):
-        """`seqio_arguments` are those of `seqio.Task`."""
-        super().__init__(**seqio_arguments)
-        self.objective = _OBJECTIVE
-        self.language = language
-        self.groups = dict(groups)
-        self.vocabulary = vocabulary
-        self.text_preprocessors = tuple(text_preprocessors)
+        """`arguments` are those of `TextTask`."""
+        super().__init__(**arguments)
         self.metrics = tuple(metrics)
         self.source_length = source_length
         self.target_length = target_length
@@ -175,6 +163,7 @@ def add_downstream_task(
         output_features={"inputs": feature, "targets": feature},
         metric_fns=[metric_fn(metric) for metric in metrics],
         task_cls=DownstreamTask,
+        objective=_OBJECTIVE,
         language=language,
         groups=groups,
         vocabulary=vocabulary,

@@ -156,12 +156,13 @@ class DownstreamSource(seqio.DataSource):
 
     def _missing(self, split: str) -> CorpusError:
         publication = self.publication
-        looked_at = "".join(f"\n  {name}" for place in self.places[split] for name in place.looked_at)
+        # In one line, as all messages: whoever passes one on may keep the first only.
+        looked_at = "; ".join(name for place in self.places[split] for name in place.looked_at)
         published = publication.rows.get(split)
         rows = f"about {published:,} rows" if published else "rows (how many is not published)"
         return CorpusError(
             f"task {self.name}, split {split!r}: expected {rows} of {publication.title}, found nothing. "
-            f"Looked for:{looked_at}\nPublished at {publication.homepage}; terms: {publication.terms} {publication.how}"
+            f"Looked for: {looked_at}. Published at {publication.homepage}; terms: {publication.terms} {publication.how}"
         )
 
     def __str__(self) -> str:

@@ -18,6 +18,9 @@ import seqio
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
+from deltalm_jax.data.blocks import ExampleSettings
+from deltalm_jax.data.mixture import Registration, inputs_of
+from deltalm_jax.data.preparation import prepare
 from deltalm_jax.data.vocabulary import Vocabulary
 from tasks.corpora import CorpusError
 from tasks.data_to_text import LINEARIZATIONS, webnlg
@@ -446,3 +449,46 @@ def test_a_script_that_reads_a_task_ends(data_dir: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.split()) == 5
+
+
+def test_prepared_examples_are_the_texts(data_dir: Path, vocabulary: Vocabulary, tmp_path: Path) -> None:
+    """`deltalm_jax.prepare`'s own work over a mixture of these Tasks: what the training stream gives is what was read."""
+    names = ["webnlg_ru", "wmt10_en_cs"]
+    register_downstream(data_dir, vocabulary)
+    seqio.MixtureRegistry.add("two_of_them", names, default_rate=1)
+    inputs = inputs_of("two_of_them", Registration(vocabulary))
+    data = prepare(inputs, vocabulary, tmp_path / "out", mixture="two_of_them", examples=ExampleSettings(64, 64)).data
+    assert [(task.name, task.language, task.objective) for task in data.tasks] == [
+        ("webnlg_ru", "ru", "sequence_to_sequence"),
+        ("wmt10_en_cs", "en-cs", "sequence_to_sequence"),
+    ]
+    for number, name in enumerate(names):
+        for split in ("train", "validation"):
+            count = data.chunk_count(number, split)
+            tokens_BL, lengths_B = data.read(split, np.full(count, number), np.arange(count))
+            # A chunk is its sources and then its targets, each closed by </s>.
+            found: list[tuple[str, str]] = []
+            for row, length in zip(tokens_BL, lengths_B, strict=True):
+                sides = [vocabulary.decode(part) for part in split_at_eos(row[:length].tolist())]
+                found += zip(sides[: len(sides) // 2], sides[len(sides) // 2 :], strict=True)
+            assert sorted(found) == sorted((e["source"], e["target"]) for e in examples(name, split))
+
+
+def split_at_eos(ids: list[int]) -> list[list[int]]:
+    parts: list[list[int]] = [[]]
+    for token in ids:
+        if token == EOS:
+            parts.append([])
+        else:
+            parts[-1].append(token)
+    assert parts.pop() == []
+    return parts
+
+
+def test_text_that_is_missing_is_told_in_full_by_the_preparation(
+    tmp_path: Path, vocabulary: Vocabulary, registries: None
+) -> None:
+    register_downstream(tmp_path, vocabulary)
+    with pytest.raises(CorpusError) as caught:
+        next(seqio.TaskRegistry.get("xqg_zh").read_text("test", Counter()))
+    assert str(_error_of("xqg_zh", "test")) in str(caught.value)

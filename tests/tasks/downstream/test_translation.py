@@ -74,7 +74,9 @@ def test_every_test_set_is_looked_for_under_its_direction(tmp_path: Path, name: 
     with pytest.raises(CorpusError) as caught:
         spec.source.get_dataset("test")
     message = str(caught.value)
-    looked_at = [Path(line.split(" (or")[0].strip()).name for line in message.splitlines() if line.startswith("  ")]
+    listed = message.split("Looked for: ")[1].split(". Published at ")[0]
+    looked_at = [Path(name.split(" (or")[0]).name for name in listed.split("; ")]
+    assert "\n" not in message
     joined = "hien" if "hi" in (source, target) else source + target
     assert len(looked_at) == 6
     assert looked_at[:2] == [f"test.{source}-{target}.{source}", f"test.{source}-{target}.{target}"]
