@@ -65,9 +65,10 @@ def _webnlg(data_dir: Path, language: str, linearization: str) -> DownstreamSpec
         title=f"WebNLG, release 3.0, {language}",
         homepage="https://gitlab.com/shimorina/webnlg-dataset",
         terms="CC BY-NC-SA 4.0 as released; GEM's card also lists CC BY-SA 3.0 and GFDL.",
-        how=(
+        how=dict.fromkeys(
+            SPLITS,
             f"Copy release_v3.0/{language} of that repository to {folder}, of its test folder only the file of the task from "
-            f"triples to text that has references; or prepare TFDS's gem/web_nlg_{language}."
+            f"triples to text that has references; or prepare TFDS's gem/web_nlg_{language}.",
         ),
         rows=_ROWS[language],
     )

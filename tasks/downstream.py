@@ -21,6 +21,7 @@ import tensorflow as tf
 
 from deltalm_jax.data.vocabulary import Vocabulary
 from deltalm_jax.model.config import EOS_ID
+from deltalm_jax.paths import absolute, as_path
 from tasks.data_to_text import webnlg
 from tasks.downstream_spec import DownstreamSpec
 from tasks.languages import Codes, load_languages
@@ -86,6 +87,7 @@ def register_downstream(
       Names of Tasks, then of Mixtures (`wmt10_x2en`, `wmt10_en2x`, `wmt10_all`).
     """
     vocabulary = vocabulary if isinstance(vocabulary, Vocabulary) else Vocabulary.load(vocabulary)
+    data_dir = absolute(as_path(data_dir))
     _remove_registered()
     specs: list[DownstreamSpec] = [
         *wmt10(data_dir, wmt10_languages, target_tag),

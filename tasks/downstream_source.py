@@ -37,14 +37,14 @@ class Publication:
       title: "WMT 2018, Czech-English".
       homepage: where it is described.
       terms: of use, as far as known.
-      how: what to do to have it in one of the places.
+      how: by split, what to do to have it in one of the places.
       rows: published number of rows by split; None where it is not known.
     """
 
     title: str
     homepage: str
     terms: str
-    how: str
+    how: Mapping[str, str]
     rows: Mapping[str, int | None]
 
 
@@ -162,7 +162,8 @@ class DownstreamSource(seqio.DataSource):
         rows = f"about {published:,} rows" if published else "rows (how many is not published)"
         return CorpusError(
             f"task {self.name}, split {split!r}: expected {rows} of {publication.title}, found nothing. "
-            f"Looked for: {looked_at}. Published at {publication.homepage}; terms: {publication.terms} {publication.how}"
+            f"Looked for: {looked_at}. Published at {publication.homepage}; terms: {publication.terms} "
+            f"{publication.how[split]}"
         )
 
     def __str__(self) -> str:

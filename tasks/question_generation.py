@@ -35,9 +35,10 @@ def xqg(data_dir: str | Path) -> list[DownstreamSpec]:
         title="XQG, Chinese",
         homepage="https://github.com/CZWin32768/XNLG",
         terms="no licence is stated there; it is made of WebQA, which is for research only.",
-        how=(
+        how=dict.fromkeys(
+            SPLITS,
             f"Unpack xqg.tar.gz, which is linked there, into {folder}: q is the question, a the answer, e the passage. The "
-            "files before byte-pair encoding are meant, which end in .zh.lc."
+            "files before byte-pair encoding are meant, which end in .zh.lc.",
         ),
         rows=_ROWS,
     )

@@ -72,7 +72,10 @@ def _xgiga(
         title=f"XGiga, {language}",
         homepage="https://github.com/CZWin32768/XNLG",
         terms="made of the Gigaword corpora of the LDC (catalog.ldc.upenn.edu), which are licensed and paid for.",
-        how=f"Unpack xgiga.tar.gz, which is linked there, into {folder}: x is the first sentence, y the headline.",
+        how=dict.fromkeys(
+            SPLITS,
+            f"Unpack xgiga.tar.gz, which is linked there, into {folder}: x is the first sentence, y the headline.",
+        ),
         rows=rows,
     )
     return DownstreamSpec(
@@ -128,9 +131,10 @@ def _wiki_lingua(data_dir: Path, code: str, english_name: str) -> DownstreamSpec
         title=f"WikiLingua in GEM's version, {english_name} to English",
         homepage="https://gem-benchmark.com/data_cards/wiki_lingua",
         terms="CC BY-NC-SA 3.0 (wikiHow).",
-        how=(
+        how=dict.fromkeys(
+            SPLITS,
             f"Unpack {english_name}.zip of GEM into {folder}, or write its examples there, a JSON object a line; or prepare "
-            f"TFDS's gem/wiki_lingua_{english_name}_{code}. GEM's splits are meant, which share no article across languages."
+            f"TFDS's gem/wiki_lingua_{english_name}_{code}. GEM's splits are meant, which share no article across languages.",
         ),
         rows={},
     )

@@ -123,28 +123,28 @@ def _source(name: str, data_dir: Path, language: Wmt10Language, source: str, tar
     code, year = language.code, language.year
     folder = data_dir / "wmt10" / f"{code}-en"
     oriented = functools.partial(_oriented, english_first=source == ENGLISH)
+    builder = f"wmt{year % 100:02d}_translate/{code}-en"
     places: dict[str, list[Place]] = {}
     for split in ("train", "validation"):
         places[split] = [_own_files(folder, split, code, oriented)]
         if language.tfds:
-            builder = f"wmt{year % 100:02d}_translate/{code}-en"
             read = functools.partial(_read_tfds, code=code, train=split == "train", oriented=oriented)
             places[split].append(tfds_examples(tfds_folders(data_dir), builder, split, read))
     places["test"] = _test_places(folder, language, source, target)
     rows = language.test_rows[0 if target == ENGLISH else 1]
-    pair = f"{source}-{target}"
-    test_name = f"test.{pair}"
-    walled = {"cs": " CzEng (cs) asks for a registration.", "hi": " HindEnCorp (hi) asks for a registration."}
+    own = f"Put line-aligned files or .tsv there, or prepare TFDS's {builder}; docs/tasks.md has the names."
+    walled = {"cs": " CzEng asks for a registration.", "hi": " HindEnCorp asks for a registration."}
+    echo = f"sacrebleu -t {language.sacrebleu} -l {source}-{target} --echo"
+    stem = folder / f"test.{source}-{target}"
     publication = Publication(
         title=f"WMT {year}, {code}-en",
         homepage=f"https://www.statmt.org/wmt{year % 100:02d}",
         terms=_TERMS,
-        how=(
-            f"Test set: sacrebleu -t {language.sacrebleu} -l {pair} --echo src > {folder / test_name}.{source}; the same "
-            f"with --echo ref > {folder / test_name}.{target}. It must not be the set of the other direction. Training and "
-            f"validation: line-aligned files or .tsv by such names, or TFDS's wmt{year % 100:02d}_translate/{code}-en."
-            f"{walled.get(code, '')} See docs/tasks.md."
-        ),
+        how={
+            "train": own + walled.get(code, ""),
+            "validation": own,
+            "test": f"{echo} src > {stem}.{source}; {echo} ref > {stem}.{target}. Not the set of the other direction.",
+        },
         # What is trained on is a selection of one's own: only the test set's size is a fact.
         rows={"test": rows},
     )
@@ -211,10 +211,8 @@ def _own_files(folder: Path, split: str, code: str, oriented: Oriented) -> Place
             (lambda counts: oriented(selected(pairs, counts))) if lenient else (lambda counts: oriented(pairs(counts)))
         )
 
-    pattern = f"{folder}/{split}.*"
-    return Place(
-        (f"{pattern}{code} with {pattern}{ENGLISH} (or .gz, .xz)", f"{pattern}{code}-en.tsv (or .gz, .xz)"), find
-    )
+    aligned_names = f"{folder}/{split}.[NAME.]{code} with {split}.[NAME.]{ENGLISH}"
+    return Place((f"{aligned_names} (or .gz, .xz)", f"{folder}/{split}.[NAME.]{code}-en.tsv (or .gz, .xz)"), find)
 
 
 def _both(folder: Path, stem: str, code: str) -> list[Path]:

@@ -31,7 +31,7 @@ from tasks.metrics import METRICS, MetricError
 from tests.tasks.downstream.test_translation import write_tfds
 
 EOS = 3
-NOTHING = Publication("a title", "a homepage", "the terms.", "What to do.", {"test": 1000})
+NOTHING = Publication("a title", "a homepage", "the terms.", {"test": "What to do."}, {"test": 1000})
 
 
 def examples(name: str, split: str, sequence_length: dict[str, int] | None = None) -> list[dict[str, Any]]:
@@ -292,7 +292,11 @@ def test_missing_data_is_one_error_that_says_everything(
             for place in task.source.places[split]:
                 for looked_at in place.looked_at:
                     assert looked_at in message
-            for part in (task.source.publication.homepage, task.source.publication.terms, task.source.publication.how):
+            for part in (
+                task.source.publication.homepage,
+                task.source.publication.terms,
+                task.source.publication.how[split],
+            ):
                 assert part
                 assert part in message
     assert "about 135,000 rows of XQG" in str(_error_of("xqg_zh", "train"))
