@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from deltalm_jax.averaging import average, checkpoints_of
 from deltalm_jax.data.vocabulary import DEFAULT_NUM_SENTINELS, Vocabulary, padded_size
 from deltalm_jax.data.vocabulary_extension import is_extension
 from deltalm_jax.errors import UserError
@@ -61,6 +62,8 @@ class Request:
         250,103).
       vocab_size: rows of the token table; None is the vocabulary's size for an encoder, else what is there.
       ffn_order: one of `names.FFN_ORDERS`, for the released files; None is the first.
+      average_last: of a run, how many of its newest checkpoints are averaged, as is usual for translation; None: the newest
+        is taken as it is.
       seed: of what starts randomly.
 
     Raises:
@@ -80,10 +83,12 @@ class Request:
     sentinel_layout: str | None = None
     vocab_size: int | None = None
     ffn_order: str | None = None
+    average_last: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("num_decoder_layers", 1), ("num_heads", 1), ("num_sentinels", 1), ("vocab_size", 4)):
+        ones = ("num_decoder_layers", "num_heads", "num_sentinels", "average_last")
+        for name, least in (*((name, 1) for name in ones), ("vocab_size", 4)):
             if (value := getattr(self, name)) is not None and value < least:
                 raise ConversionError(f"--{name} must be at least {least}, found {value}")
         if self.decoder_output_rms is not None and not self.decoder_output_rms > 0:
@@ -98,6 +103,7 @@ class Request:
             "num_sentinels": self.source != "native" or self.vocabulary is not None,
             "sentinel_layout": self.source != "native" or self.vocabulary is not None,
             "ffn_order": "deltalm" in (self.source, self.target),
+            "average_last": self.source == "native",
         }
         for name, does in applies.items():
             if getattr(self, name) is not None and not does:
@@ -188,8 +194,13 @@ def _read_native(request: Request) -> Converted:
         extension = _extension_of(request, saved.vocabulary)
         old = saved.vocabulary if extension else None
         vocabulary = extension or _load_vocabulary(request, request.vocabulary)
-    params = jax.tree.map(np.asarray, saved.read(abstract_params(saved.config)))
-    return _with_rows(request, saved.config, params, vocabulary, old, (), saved.origin)
+    if request.average_last is None:
+        params, origin = jax.tree.map(np.asarray, saved.read(abstract_params(saved.config))), saved.origin
+    else:
+        averaged = checkpoints_of(request.input, request.average_last)
+        params = average(averaged)
+        origin = saved.origin | {"step": [model.origin["step"] for model in averaged]}
+    return _with_rows(request, saved.config, params, vocabulary, old, (), origin)
 
 
 def _with_rows(

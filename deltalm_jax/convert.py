@@ -27,6 +27,7 @@ examples:
   python -m deltalm_jax.train --gin_file=pretrain_base.gin --gin.TrainConfig.init_from=models/start
   python -m deltalm_jax.convert --from=deltalm --input=deltalm-base.pt --vocabulary=spm.model --output=models/deltalm_base
   python -m deltalm_jax.convert --from=native --input=runs/pretrain_base --to=huggingface_deltalm --output=export
+  python -m deltalm_jax.convert --from=native --input=runs/finetune --average_last=5 --output=models/finetuned
 """
 
 
@@ -96,6 +97,10 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         help="which of a released file's feed-forward networks comes first (default: ffn_1_is_bottom); `python -m "
         "deltalm_jax.probe ffn` looks",
     )  # fmt: skip
+    run = parser.add_argument_group("from a run (native)")
+    run.add_argument(
+        "--average_last", type=int, metavar="N", help="the mean of the run's N newest checkpoints (default: the newest)"
+    )
     return parser.parse_args(arguments)
 
 
