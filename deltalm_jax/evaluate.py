@@ -1,0 +1,163 @@
+"""The evaluation command: `python -m deltalm_jax.evaluate --checkpoint=runs/finetune --source=dev.de --reference=dev.en`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import re
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from deltalm_jax import redaction
+from deltalm_jax.quiet import quiet_imports
+
+if TYPE_CHECKING:
+    from deltalm_jax.data.vocabulary import Vocabulary
+    from deltalm_jax.evaluation.texts import EvaluationSet
+
+_INTERRUPTED = 130
+SAMPLE = "sample"
+
+_DESCRIPTION = """
+Score a model: it writes an output for each source, and these are compared with references. The sources are a Task's (its
+split "test", or another), or two files of lines. In the output folder: outputs.jsonl, scores.json with the signatures that go
+with published numbers, and index.html to read. A run that was ended goes on where it was, if the same command is given again.
+"""
+_EXAMPLES = """
+examples:
+  python -m deltalm_jax.evaluate --checkpoint=runs/finetune --source=dev.de --reference=dev.en
+  python -m deltalm_jax.evaluate --checkpoint=runs/finetune --task=examples_de_en --data_dir=mine --split=validation
+  python -m deltalm_jax.evaluate --checkpoint=runs/xqg --task=xqg_zh --data_dir=/data --metrics=bleu_zh,rouge_characters
+
+Metrics: docs/tasks.md. How it is decoded: docs/generation.md.
+"""
+
+
+def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    """Command-line flags; exits with code 2 where they cannot be."""
+    from deltalm_jax.decoding.flags import add_search_flags
+
+    parser = argparse.ArgumentParser(
+        prog="python -m deltalm_jax.evaluate",
+        usage="%(prog)s --checkpoint=PATH (--task=NAME | --source=FILE --reference=FILE) [more]",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    path = pathlib.Path
+    what = parser.add_argument_group("what")
+    what.add_argument(
+        "--checkpoint", type=path, required=True, metavar="PATH",
+        help="a folder of `deltalm_jax.convert --to=native`, a run's directory, or one of its checkpoints",
+    )  # fmt: skip
+    what.add_argument("--task", metavar="NAME", help="a seqio Task with sources and targets (docs/tasks.md)")
+    what.add_argument("--split", default="test", metavar="NAME", help="of the Task (default: test)")
+    what.add_argument(
+        "--data_dir", default=SAMPLE, metavar="DIR", help="folder of the Task's data, as for deltalm_jax.prepare"
+    )
+    what.add_argument("--task_module", metavar="MODULE", help="module of yours that registers Tasks; its code runs")
+    what.add_argument("--source", type=path, metavar="FILE", help="in place of a Task: UTF-8, a source on each line")
+    what.add_argument(
+        "--reference", type=path, action="append", default=[], metavar="FILE",
+        help="what its outputs are compared with, line by line; again for more references",
+    )  # fmt: skip
+    what.add_argument(
+        "--source_prefix", metavar="TEXT", help="put before every source (default: the run's DataConfig.source_prefix)"
+    )
+    what.add_argument("--limit", type=int, metavar="N", help="only the first N examples")
+    what.add_argument(
+        "--metrics", metavar="NAMES", help="such as bleu,chrf++ (default: the Task's; of files: bleu,chrf++)"
+    )
+    what.add_argument(
+        "--output", type=path, metavar="DIR", help="folder for what comes out (default: evaluation/NAME in the run's)"
+    )
+    add_search_flags(parser)
+    flags = parser.parse_args(arguments)
+    if (flags.task is None) == (flags.source is None):
+        parser.error("expected either --task, or --source and --reference")
+    if (flags.source is None) != (not flags.reference):
+        parser.error("--source and --reference go together")
+    if flags.limit is not None and flags.limit < 1:
+        parser.error(f"--limit must be at least 1, found {flags.limit}")
+    return flags
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit code. Mistakes of the user's give one message and exit code 2."""
+    redaction.install(steady=True)
+    flags = parse_arguments(sys.argv[1:] if arguments is None else arguments)
+    from deltalm_jax.errors import UserError
+    from deltalm_jax.training.faults import Stopped, StopRequest
+
+    try:
+        with StopRequest():
+            _evaluate(flags)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except Stopped as stopped:
+        print(f"{stopped}: stopped; the same command goes on", file=sys.stderr)
+        return stopped.exit_code
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on", file=sys.stderr)
+        return _INTERRUPTED
+    return 0
+
+
+def _evaluate(flags: argparse.Namespace) -> None:
+    from deltalm_jax.decoding.job import Job
+    from deltalm_jax.evaluation.scoring import evaluate
+    from deltalm_jax.evaluation.texts import EvaluationError, from_files
+    from deltalm_jax.saved_model import open_model
+
+    saved = open_model(flags.checkpoint)
+    if saved.vocabulary is None:
+        raise EvaluationError(f"{flags.checkpoint}: its vocabulary is not known; convert it with --vocabulary=FILE")
+    texts = _task(flags, saved.vocabulary) if flags.task else from_files(flags.source, flags.reference)
+    if flags.limit is not None:
+        texts = texts.first(flags.limit)
+    metrics = tuple(flags.metrics.split(",")) if flags.metrics else texts.metrics
+    name = re.sub(r"[^\w.-]+", "_", "-".join(filter(None, (texts.name, texts.split))))
+    folder = flags.output or flags.checkpoint / "evaluation" / name
+    chosen = {field.name: getattr(flags, field.name) for field in dataclasses.fields(Job) if hasattr(flags, field.name)}
+    chosen["source_prefix"] = _prefix(flags, texts)
+    result = evaluate(texts, Job(**chosen), metrics, folder)
+    for metric, found in result["scores"].items():
+        print(f"{metric} {found['score']:.2f}  {found['signature']}")
+    print(f"{result['examples']:,} outputs in {folder}; open {folder / 'index.html'}")
+
+
+def _task(flags: argparse.Namespace, vocabulary: Vocabulary) -> EvaluationSet:
+    with quiet_imports():
+        from deltalm_jax.data.mixture import Registration
+        from deltalm_jax.evaluation.texts import from_task
+
+        data_dir = None if flags.data_dir == SAMPLE else flags.data_dir
+        return from_task(flags.task, flags.split, Registration(vocabulary, {"data_dir": data_dir}, flags.task_module))
+
+
+def _prefix(flags: argparse.Namespace, texts: EvaluationSet) -> str:
+    """What stands before every source: as said, or as the run was trained with."""
+    from deltalm_jax.data.blocks import ExampleSettings
+
+    prefix = flags.source_prefix
+    if prefix is None:
+        config = flags.checkpoint / "config.json"
+        values: dict[str, Any] = json.loads(config.read_bytes()).get("values", {}) if config.is_file() else {}
+        prefix = values.get("DataConfig.source_prefix", "")
+    if "{target}" in prefix and not texts.language:
+        from deltalm_jax.evaluation.texts import EvaluationError
+
+        raise EvaluationError(
+            f"the run was trained with DataConfig.source_prefix={prefix!r}, and files do not say what their target is: give "
+            "--source_prefix as it is to be"
+        )
+    return ExampleSettings(source_prefix=prefix).prefix(texts.language)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
