@@ -1,4 +1,4 @@
-"""The mean of a run's newest checkpoints: a model that is often better than the last of them (Junczys-Dowmunt et al. 2016)."""
+"""The mean of a run's newest checkpoints: often a better model than the last of them (Junczys-Dowmunt et al. 2016)."""
 
 from __future__ import annotations
 
