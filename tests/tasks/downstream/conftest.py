@@ -11,6 +11,7 @@ import seqio
 
 from deltalm_jax.data.vocabulary import Vocabulary
 from tasks.corpora import SAMPLE_DIR
+from tasks.downstream import register_downstream
 
 DATA = Path(__file__).parent / "data"
 
@@ -36,3 +37,8 @@ def data_dir(tmp_path: Path, registries: None, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("SACREBLEU", str(tmp_path / "sacrebleu"))
     monkeypatch.setattr(Path, "home", lambda: tmp_path / "home")
     return Path(shutil.copytree(DATA, tmp_path / "data"))
+
+
+@pytest.fixture
+def registered(data_dir: Path, vocabulary: Vocabulary) -> list[str]:
+    return register_downstream(data_dir, vocabulary)

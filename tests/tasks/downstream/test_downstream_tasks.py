@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 import os
 import re
 import subprocess
@@ -25,36 +24,12 @@ from deltalm_jax.data.vocabulary import Vocabulary
 from tasks.corpora import CorpusError
 from tasks.data_to_text import LINEARIZATIONS, webnlg
 from tasks.downstream import add_downstream_task, count_cut, output_text, postprocess, register_downstream
-from tasks.downstream_places import Place, Row
-from tasks.downstream_source import DownstreamSource, Publication
+from tasks.downstream_places import Row
 from tasks.metrics import METRICS, MetricError
+from tests.tasks.downstream.reading import error_of, examples, in_memory
 from tests.tasks.downstream.test_translation import write_tfds
 
 EOS = 3
-NOTHING = Publication("a title", "a homepage", "the terms.", {"test": "What to do."}, {"test": 1000})
-
-
-def examples(name: str, split: str, sequence_length: dict[str, int] | None = None) -> list[dict[str, Any]]:
-    dataset = seqio.get_mixture_or_task(name).get_dataset(sequence_length=sequence_length, split=split, shuffle=False)
-    return [{key: as_text(value) for key, value in example.items()} for example in dataset.as_numpy_iterator()]
-
-
-def as_text(value: Any) -> Any:
-    if isinstance(value, bytes):
-        return value.decode()
-    if isinstance(value, np.ndarray) and value.dtype == object:
-        return [part.decode() for part in value]
-    return value
-
-
-def in_memory(**splits: list[Row]) -> DownstreamSource:
-    places = {split: [Place((split,), lambda rows=rows: lambda counts: iter(rows))] for split, rows in splits.items()}
-    return DownstreamSource("in_memory", places, NOTHING)
-
-
-@pytest.fixture
-def registered(data_dir: Path, vocabulary: Vocabulary) -> list[str]:
-    return register_downstream(data_dir, vocabulary)
 
 
 def test_what_is_registered(registered: list[str]) -> None:
@@ -275,100 +250,6 @@ def test_seqios_evaluator_scores_a_perfect_model_with_100(registered: list[str],
     assert values["script_latin"].value == pytest.approx(100)
 
 
-# What is missing or damaged.
-
-
-def test_missing_data_is_one_error_that_says_everything(
-    tmp_path: Path, vocabulary: Vocabulary, registries: None
-) -> None:
-    names = register_downstream(tmp_path, vocabulary)
-    for name in (name for name in names if name in seqio.TaskRegistry.names()):
-        task = seqio.TaskRegistry.get(name)
-        for split in task.splits:
-            with pytest.raises(CorpusError) as caught:
-                task.get_dataset(sequence_length={"inputs": 8, "targets": 8}, split=split)
-            message = str(caught.value)
-            assert message.startswith(f"task {name}, split {split!r}: expected ")
-            for place in task.source.places[split]:
-                for looked_at in place.looked_at:
-                    assert looked_at in message
-            for part in (
-                task.source.publication.homepage,
-                task.source.publication.terms,
-                task.source.publication.how[split],
-            ):
-                assert part
-                assert part in message
-    assert "about 135,000 rows of XQG" in str(_error_of("xqg_zh", "train"))
-    assert "about 5,000 rows of XGiga" in str(_error_of("xgiga_fr", "test"))
-
-
-def _error_of(name: str, split: str) -> CorpusError:
-    with pytest.raises(CorpusError) as caught:
-        seqio.TaskRegistry.get(name).get_dataset(sequence_length=None, split=split)
-    return caught.value
-
-
-def test_damage_in_a_test_split_comes_at_the_opening(registered: list[str], data_dir: Path) -> None:
-    path = data_dir / "xgiga/test.y.fr"
-    path.write_bytes(path.read_bytes() + b"\xff\n")
-    with (data_dir / "xgiga/test.x.fr").open("a", encoding="utf-8") as file:
-        file.write("encore .\n")
-    assert str(_error_of("xgiga_fr", "test")).startswith(f"{path}, line 3: expected UTF-8")
-    path.write_bytes(b"")
-    assert "found an empty file" in str(_error_of("xgiga_fr", "test"))
-    path.write_text("une nouvelle école\n", encoding="utf-8")
-    assert "found 3 lines in" in str(_error_of("xgiga_fr", "test"))
-    path.unlink()
-    assert "files that belong together" in str(_error_of("xgiga_fr", "test"))
-    (data_dir / "webnlg/en/test/set.xml").write_text("<benchmark>", encoding="utf-8")
-    assert "set.xml, line 1" in str(_error_of("webnlg_en", "test"))
-    (data_dir / "xqg/test.q.zh.lc.gz").write_bytes(b"")
-    assert "are the same text twice" in str(_error_of("xqg_zh", "test"))
-
-
-def test_damage_within_training_text_comes_with_its_message(registered: list[str], data_dir: Path) -> None:
-    path = data_dir / "xgiga/train.y.fr"
-    path.write_bytes(path.read_bytes().split(b"\n")[0] + b"\n\xff\n")
-    with pytest.raises(tf.errors.OpError, match=r"train\.y\.fr, line 2: expected UTF-8"):
-        examples("xgiga_fr", "train")
-    path.write_bytes(b"\xff\n")
-    assert "train.y.fr, line 1: expected UTF-8" in str(_error_of("xgiga_fr", "train"))
-
-
-def test_training_text_can_be_read_again_and_again(registered: list[str]) -> None:
-    dataset = seqio.TaskRegistry.get("xqg_zh").get_dataset(sequence_length=None, split="train", shuffle=False)
-    first, second = ([example["source"] for example in dataset.as_numpy_iterator()] for _ in range(2))
-    assert first == second
-    assert len(first) == 3
-    repeated = seqio.TaskRegistry.get("xqg_zh").get_dataset(
-        sequence_length=None, split="train", shuffle=False, num_epochs=3
-    )
-    assert len(list(repeated)) == 9
-
-
-def test_empty_lines_in_training_are_left_out_and_no_row_at_all_is_an_error(
-    data_dir: Path, vocabulary: Vocabulary
-) -> None:
-    for part in "qae":
-        with (data_dir / f"xqg/train.{part}.zh.lc").open("a", encoding="utf-8") as file:
-            file.write("\n" if part == "a" else "x\n")
-    register_downstream(data_dir, vocabulary)
-    assert len(examples("xqg_zh", "train")) == 3
-    for part in "qae":
-        (data_dir / f"xqg/train.{part}.zh.lc").write_text("\n\n", encoding="utf-8")
-    assert "xqg_zh, train: expected examples, found none (left out: empty: 2)" in str(_error_of("xqg_zh", "train"))
-
-
-def test_row_counts_are_checked_with_a_tolerance(caplog: pytest.LogCaptureFixture) -> None:
-    for number, warned in ((1000, False), (971, False), (1029, False), (969, True), (1031, True)):
-        caplog.clear()
-        source = in_memory(test=[Row("a", "b")] * number)
-        with caplog.at_level(logging.WARNING, logger="absl"):
-            assert len(list(source.read("test", Counter()))) == number
-        assert (f"a title has 1,000 rows, found {number:,}" in caplog.text) == warned
-
-
 def test_splits_and_shards(registered: list[str]) -> None:
     source = seqio.TaskRegistry.get("xgiga_zero_shot_zh").source
     with pytest.raises(ValueError, match="Unknown split 'train'"):
@@ -420,9 +301,9 @@ def test_tfds_of_gem(data_dir: Path, vocabulary: Vocabulary) -> None:
     (found,) = examples("wiki_lingua_es_en", "train")
     assert (found["source"], found["target"]) == ("Lava las manzanas.", "Wash the apples.")
     # TFDS shuffles what it writes.
-    message = str(_error_of("wiki_lingua_es_en", "test"))
+    message = str(error_of("wiki_lingua_es_en", "test"))
     assert re.search(r"test, example [01]: expected 'source' to be source_aligned\['es'\], found another text", message)
-    assert "found: it has the splits" in str(_error_of("wiki_lingua_es_en", "validation"))
+    assert "found: it has the splits" in str(error_of("wiki_lingua_es_en", "validation"))
 
 
 def test_a_mixture_goes_on_when_its_smallest_language_is_exhausted(data_dir: Path, vocabulary: Vocabulary) -> None:
@@ -487,12 +368,3 @@ def split_at_eos(ids: list[int]) -> list[list[int]]:
             parts[-1].append(token)
     assert parts.pop() == []
     return parts
-
-
-def test_text_that_is_missing_is_told_in_full_by_the_preparation(
-    tmp_path: Path, vocabulary: Vocabulary, registries: None
-) -> None:
-    register_downstream(tmp_path, vocabulary)
-    with pytest.raises(CorpusError) as caught:
-        next(seqio.TaskRegistry.get("xqg_zh").read_text("test", Counter()))
-    assert str(_error_of("xqg_zh", "test")) in str(caught.value)
