@@ -12,11 +12,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import seqio
+import tensorflow as tf
 
 import tasks
-from deltalm_jax import evaluate
-from deltalm_jax.evaluation.scoring import about_outputs, read_outputs
+from deltalm_jax import evaluate, load_model
+from deltalm_jax.decoding import Generator, SearchOptions
+from deltalm_jax.evaluation.scoring import about_outputs, read_outputs, score_texts
+from deltalm_jax.evaluation.seqio_evaluator import no_scores, predict_fn
 from deltalm_jax.evaluation.texts import EvaluationError, EvaluationSet, from_files
+from tasks.downstream import add_downstream_task
 
 _CONFIG = """
 ModelConfig.vocab_size = 8104
@@ -54,11 +59,13 @@ PAIRS = [
 ]
 
 
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+
+
 def command(module: str, *flags: str, cwd: Path, input: str | None = None) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
     return subprocess.run(
         [sys.executable, "-m", module, *flags],
-        cwd=cwd, env=environment, capture_output=True, text=True, input=input, check=False, timeout=600,
+        cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, input=input, check=False, timeout=600,
     )  # fmt: skip
 
 
@@ -112,6 +119,58 @@ def test_files_are_scored_without_a_task_and_generate_writes_the_same(finetuned:
         cwd=finetuned, input=text,
     )  # fmt: skip
     assert generated.stdout.splitlines() == written == [target for _, target in PAIRS[:5]]
+
+
+def test_seqios_evaluator_gives_the_same_scores(finetuned: Path):
+    """References and outputs differ in one of twenty, so that the score is none that comes by itself."""
+    model = load_model(finetuned / "runs" / "toy")
+    rows = {"source": [source for source, _ in PAIRS], "target": [target for _, target in PAIRS]}
+    rows["target"][3] = "Anna reads nothing at all."
+    source = seqio.FunctionDataSource(
+        lambda split, shuffle_files, seed=None: tf.data.Dataset.from_tensor_slices(rows), splits=["test"]
+    )
+    task = add_downstream_task(
+        "by_heart", source, language="en", metrics=["bleu", "chrf++"], vocabulary=model.vocabulary,
+        source_length=64, target_length=64, source_prefix="__en__ ",
+    )  # fmt: skip
+    try:
+        generator = Generator(model, SearchOptions())
+        evaluator = seqio.Evaluator(
+            "by_heart",
+            seqio.EncDecFeatureConverter(pack=False),
+            eval_split="test",
+            sequence_length={"inputs": 64, "targets": 64},
+        )
+        found, _ = evaluator.evaluate(
+            compute_metrics=True, predict_fn=predict_fn(generator, max_length=60), score_fn=no_scores
+        )
+        values = found.result()["by_heart"]
+    finally:
+        seqio.TaskRegistry.remove(task.name)
+    expected = score_texts(
+        [target for _, target in PAIRS], [(target,) for target in rows["target"]], ["bleu", "chrf++"]
+    )
+    assert 80 < expected["bleu"]["score"] < 99
+    for name in expected:
+        assert values[name].value == pytest.approx(expected[name]["score"])
+
+
+def test_a_reader_that_goes_away_ends_generate(finetuned: Path):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "deltalm_jax.generate", "--checkpoint=runs/toy", "--window_lines=1", "--max_length=60"],
+        cwd=finetuned, env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdin.write("__en__ Anna liest das Haus.\n" * 2000)
+    process.stdin.close()
+    assert process.stdout.readline() == "Anna reads the house.\n"
+    process.stdout.close()
+    errors = process.stderr.read()
+    assert process.wait(timeout=120) == 1
+    assert "nobody reads the output any more" in errors
+    assert "Traceback" not in errors
 
 
 @pytest.mark.parametrize(
