@@ -232,6 +232,8 @@ def test_the_share_of_outputs_in_a_script() -> None:
     references = [["x"]] * len(outputs)
     found = {s: score(f"script_{s}", outputs, references)[f"script_{s}"]["score"] for s in ("latin", "han", "cyrillic")}
     assert found == {k: pytest.approx(100 * v / 7) for k, v in {"latin": 2, "han": 2, "cyrillic": 1}.items()}
+    for text, share in (("да abc", 0), ("да ab", 0), ("да a", 100)):  # two letters of five, of four, of three
+        assert value("script_cyrillic", text, "x") == share
     assert value("script_japanese", "ひらがなと漢字", "x") == 100
     assert value("script_han", "ひらがなとカタカナの漢字", "x") == 0
     for script, language in (("devanagari", "hi"), ("gujarati", "gu"), ("han", "zh"), ("cyrillic", "ru")):

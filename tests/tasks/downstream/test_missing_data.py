@@ -56,6 +56,9 @@ def test_damage_in_a_test_split_comes_at_the_opening(registered: list[str], data
     assert "files that belong together" in str(error_of("xgiga_fr", "test"))
     (data_dir / "webnlg/en/test/set.xml").write_text("<benchmark>", encoding="utf-8")
     assert "set.xml, line 1" in str(error_of("webnlg_en", "test"))
+    path = data_dir / "webnlg/ru/test/set.xml"
+    path.write_text(path.read_text(encoding="utf-8").replace('lang="ru"', 'lang="en"'), encoding="utf-8")
+    assert "an entry without a text in 'ru'" in str(error_of("webnlg_ru", "test"))
     (data_dir / "xqg/test.q.zh.lc.gz").write_bytes(b"")
     assert "are the same text twice" in str(error_of("xqg_zh", "test"))
 
