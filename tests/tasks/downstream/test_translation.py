@@ -35,7 +35,9 @@ def rows(data_dir: Path, name: str, split: str) -> tuple[list[Row], Counter[str]
     return list(spec.source.read(split, counts)), counts
 
 
-def write_tfds(folder: Path, name: str, config: str, splits: dict[str, list[dict[str, Any]]], features: Any) -> None:
+def write_tfds(
+    folder: Path, name: str, config: str, splits: dict[str, list[dict[str, Any]]], features: Any, version: str = "1.0.0"
+) -> None:
     """Prepares a data set as TFDS would."""
     datasets = {
         split: tf.data.Dataset.from_generator(
@@ -44,7 +46,7 @@ def write_tfds(folder: Path, name: str, config: str, splits: dict[str, list[dict
         for split, examples in splits.items()
     }
     tfds.dataset_builders.store_as_tfds_dataset(
-        name=name, version="1.0.0", data_dir=folder, split_datasets=datasets, features=features, config=config
+        name=name, version=version, data_dir=folder, split_datasets=datasets, features=features, config=config
     )
 
 
@@ -137,6 +139,14 @@ def test_tfds_is_used_for_training_where_there_are_no_files(data_dir: Path) -> N
         CorpusError, match=r"lv-en/1\.0\.0: expected .* split 'validation', found: it has the splits train"
     ):
         rows(data_dir, "wmt10_lv_en", "validation")
+
+
+def test_the_newest_version_of_tfds_is_taken(data_dir: Path) -> None:
+    features = tfds.features.Translation(languages=("et", "en"))
+    for version in ("9.0.0", "10.0.0"):
+        splits = {"validation": [{"et": f"Versioon {version}", "en": f"Version {version}"}]}
+        write_tfds(data_dir / "tensorflow_datasets", "wmt18_translate", "et-en", splits, features, version)
+    assert [row.target for row in rows(data_dir, "wmt10_et_en", "validation")[0]] == ["Version 10.0.0"]
 
 
 @pytest.mark.parametrize("side", ["cs", "en.gz"])
