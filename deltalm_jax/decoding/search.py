@@ -19,6 +19,7 @@ from deltalm_jax.decoding import beam, sampling
 from deltalm_jax.decoding.beam import Hypotheses, best
 from deltalm_jax.decoding.constraints import forbid
 from deltalm_jax.decoding.options import Requests, SearchOptions
+from deltalm_jax.model.attention import Kept
 from deltalm_jax.model.config import EOS_ID, PAD_ID, ModelConfig
 from deltalm_jax.model.decoder import BeamCache
 from deltalm_jax.model.deltalm import Params, apply_encoder, decode_beams, init_beams
@@ -92,7 +93,7 @@ def search(
 
     def step(state: _State) -> _State:
         last_BK = jax.lax.dynamic_index_in_dim(state.live.tokens_BKL, state.length, axis=2, keepdims=False)
-        cache_length = state.cache.target[0].key_BSHK.shape[2] // beam_size
+        cache_length = state.cache.target[0].key_BHKS.shape[3] // beam_size
         logits_BKV, cache = decode_beams(
             config, weights, state.cache, last_BK, state.length, state.path_BKL[:, :, :cache_length]
         )
@@ -166,7 +167,11 @@ def _goes_on(cache_length: int, state: _State) -> jax.Array:
 def _grown(cache: BeamCache, places: int) -> BeamCache:
     """The cache with room for more."""
 
-    def grown(leaf_BHPK: jax.Array) -> jax.Array:
-        return jnp.pad(leaf_BHPK, ((0, 0), (0, 0), (0, places - leaf_BHPK.shape[2]), (0, 0)))
+    def grown(past: Kept) -> Kept:
+        more = places - past.key_BHKS.shape[3]
+        return Kept(
+            jnp.pad(past.key_BHKS, ((0, 0), (0, 0), (0, 0), (0, more))),
+            jnp.pad(past.value_BHSK, ((0, 0), (0, 0), (0, more), (0, 0))),
+        )
 
-    return cache._replace(target=jax.tree.map(grown, cache.target))
+    return cache._replace(target=[grown(past) for past in cache.target])

@@ -15,7 +15,7 @@ from flax import nnx
 
 from deltalm_jax.model.config import PAD_ID, ModelConfig
 from deltalm_jax.model.linear import Linear
-from deltalm_jax.model.plain_attention import MASKED_SCORE, attend_swapped, plain_attention
+from deltalm_jax.model.plain_attention import MASKED_SCORE, plain_attention
 
 
 class Mask(NamedTuple):
@@ -78,42 +78,38 @@ def attend_xla(
     return plain_attention(query_BTHK, seen.key_BSHK, seen.value_BSHK, mask_BHTS, dropout_rate, dropout_key)
 
 
-def attend_heads_first(query_BTHK: jax.Array, seen: KeysValues, mask: Mask) -> jax.Array:
-    """As `attend_xla`, but keys and values are [B, H, S, K], as they are multiplied: for what is looked at many times."""
-    return swapped(attend_swapped(swapped(query_BTHK), *seen, mask_matrix(mask, query_BTHK.shape[1]), None, 0.0))
+class Kept(NamedTuple):
+    """Keys and values that are looked at many times, laid out as they are multiplied.
+
+    On a CPU a product is several times faster where what is summed over is not the last axis of both.
+    """
+
+    key_BHKS: jax.Array
+    value_BHSK: jax.Array
 
 
-def attend_past_and_itself(
-    past: KeysValues, allowed_BTP: jax.Array, query_BTHK: jax.Array, own: KeysValues, mask: Mask
-) -> jax.Array:
-    """Every position looks at those places of a past that it may, and at itself: never at its neighbours.
+def keep(keys_values: KeysValues) -> Kept:
+    """Keys and values laid out for `attend_kept`."""
+    return Kept(jnp.transpose(keys_values.key_BSHK, (0, 2, 3, 1)), jnp.swapaxes(keys_values.value_BSHK, 1, 2))
 
-    Nothing of the past is copied to have both in one array, which would take longer than to attend to it.
+
+def attend_kept(query_BTHK: jax.Array, kept: Kept, allowed: jax.Array) -> jax.Array:
+    """As `attend_xla`, with what is looked at laid out for it.
 
     Args:
-      past: keys and values [B, H, P, K].
-      allowed_BTP: bool; True where a position may look.
-      query_BTHK: scaled queries.
-      own: keys and values of the T positions, [B, T, H, K].
-      mask: not looked at.
+      query_BTHK: scaled already.
+      kept: keys and values of S places.
+      allowed: bool, broadcast to [B, T, S]; True where a position may look.
     """
-    dtype, query_BHTK = query_BTHK.dtype, swapped(query_BTHK)
-    key_BHTK, value_BHTK = (swapped(array).astype(jnp.float32) for array in own)
-    scores_BHTP = jnp.einsum("BHTK,BHPK->BHTP", query_BHTK, past.key_BSHK, preferred_element_type=jnp.float32)
-    scores_BHTP = jnp.where(allowed_BTP[:, None], scores_BHTP, MASKED_SCORE)
-    own_BHT1 = jnp.sum(query_BHTK.astype(jnp.float32) * key_BHTK, axis=-1, keepdims=True)
-    largest_BHT1 = jnp.maximum(jnp.max(scores_BHTP, axis=-1, keepdims=True), own_BHT1)
-    exp_BHTP, own_BHT1 = jnp.exp(scores_BHTP - largest_BHT1), jnp.exp(own_BHT1 - largest_BHT1)
+    dtype, query_BHTK = query_BTHK.dtype, jnp.swapaxes(query_BTHK, 1, 2)
+    scores_BHTS = jnp.einsum("BHTK,BHKS->BHTS", query_BHTK, kept.key_BHKS, preferred_element_type=jnp.float32)
+    scores_BHTS = jnp.where(allowed[:, None], scores_BHTS, MASKED_SCORE)
+    exp_BHTS = jnp.exp(scores_BHTS - jnp.max(scores_BHTS, axis=-1, keepdims=True))
     mixed_BHTK = jnp.einsum(
-        "BHTP,BHPK->BHTK", exp_BHTP.astype(dtype), past.value_BSHK, preferred_element_type=jnp.float32
+        "BHTS,BHSK->BHTK", exp_BHTS.astype(dtype), kept.value_BHSK, preferred_element_type=jnp.float32
     )
-    mixed_BHTK = (mixed_BHTK + own_BHT1 * value_BHTK) / (jnp.sum(exp_BHTP, axis=-1, keepdims=True) + own_BHT1)
-    return swapped(mixed_BHTK.astype(dtype))
-
-
-def swapped(array: jax.Array) -> jax.Array:
-    """Positions and heads in each other's place."""
-    return jnp.swapaxes(array, 1, 2)
+    mixed_BHTK = (mixed_BHTK / jnp.sum(exp_BHTS, axis=-1, keepdims=True)).astype(dtype)
+    return jnp.swapaxes(mixed_BHTK, 1, 2)
 
 
 class Attention(nnx.Module):

@@ -16,12 +16,13 @@ from flax import nnx
 
 from deltalm_jax.model.attention import (
     Attend,
+    Kept,
     KeysValues,
     Mask,
-    attend_heads_first,
-    attend_past_and_itself,
+    attend_kept,
     attend_xla,
     causal_mask,
+    keep,
     padding_mask,
 )
 from deltalm_jax.model.config import PAD_ID, PADDING_POSITION, RESERVED_POSITIONS, ModelConfig
@@ -39,9 +40,9 @@ Cache = dict[str, dict[str, jax.Array]]
 class BeamCache(NamedTuple):
     """What decoding several hypotheses of each source remembers, layer by layer (see `deltalm.init_beams`)."""
 
-    source: list[KeysValues]
+    source: list[Kept]
     real_BS: jax.Array
-    target: list[KeysValues]
+    target: list[Kept]
 
 
 Layer = InterleavedLayer | VanillaLayer
@@ -183,9 +184,8 @@ class Decoder(nnx.Module):
         layers = range(self.config.num_decoder_layers)
         cache = self.init_cache(encoded_BSD, encoder_tokens_BS, num_beams * max_length)
 
-        def of_layers(part: dict[str, jax.Array]) -> list[KeysValues]:
-            key_NBHPK, value_NBHPK = (jnp.swapaxes(part[name], 2, 3) for name in ("key", "value"))
-            return [KeysValues(key_NBHPK[layer], value_NBHPK[layer]) for layer in layers]
+        def of_layers(part: dict[str, jax.Array]) -> list[Kept]:
+            return [keep(KeysValues(part["key"][layer], part["value"][layer])) for layer in layers]
 
         return BeamCache(of_layers(cache["source"]), cache["source"]["real"][0], of_layers(cache["target"]))
 
@@ -206,28 +206,34 @@ class Decoder(nnx.Module):
             self.embedding_layer_norm,
             jnp.broadcast_to(place + RESERVED_POSITIONS, (batch * beams, 1)),
             None,
-            cache.source[0].key_BSHK.dtype,
+            cache.source[0].key_BHKS.dtype,
         )
         hidden_BWD = hidden_R1D.reshape(token_BWD.shape)
-        path_BWLW = path_BWL[..., None] == jnp.arange(beams)
-        path_BWLW &= (jnp.arange(path_BWL.shape[2]) < place)[:, None]
-        allowed_BWP, cross_mask = path_BWLW.reshape(batch, beams, -1), Mask(cache.real_BS)
+        # Beams attend as so many positions of one row would: to one source, and each to its own path, which ends in itself.
+        places_L, beams_W = jnp.arange(path_BWL.shape[2]), jnp.arange(beams)
+        path_BWL = jnp.where(places_L == place, beams_W[:, None], path_BWL)
+        allowed_BWLW = (path_BWL[..., None] == beams_W) & (places_L <= place)[:, None]
+        allowed_BWP, cross_mask = allowed_BWLW.reshape(batch, beams, -1), Mask(cache.real_BS)
+        target: list[Kept] = []
+
+        def attend_past(past: Kept, query_BWHK: jax.Array, own: KeysValues, mask: Mask) -> jax.Array:
+            # Written before it is read: the other way round, XLA copies the whole cache before it writes.
+            new = keep(own)
+            key_BHKP = jax.lax.dynamic_update_slice_in_dim(past.key_BHKS, new.key_BHKS, place * beams, axis=3)
+            value_BHPK = jax.lax.dynamic_update_slice_in_dim(past.value_BHSK, new.value_BHSK, place * beams, axis=2)
+            target.append(Kept(key_BHKP, value_BHPK))
+            return attend_kept(query_BWHK, target[-1], allowed_BWP)
+
         graph = nnx.graphdef(self.layers)
-        target = []
         for params, source, past in zip(layer_params, cache.source, cache.target, strict=True):
             layer: Layer = nnx.merge(graph, params)
-            # Beams attend as so many positions of one row would: to one source, and each to its own path and to itself.
-            layer.self_attention.attend = partial(attend_past_and_itself, past, allowed_BWP)
-            layer.cross_attention.attend = attend_heads_first
-            hidden_BWD, own = layer(hidden_BWD, source, cross_mask, cross_mask)  # the first is not looked at
-            target.append(
-                KeysValues(
-                    *(
-                        jax.lax.dynamic_update_slice_in_dim(old, jnp.swapaxes(new, 1, 2), place * beams, axis=2)
-                        for old, new in zip(past, own, strict=True)
-                    )
-                )
-            )
+            layer.self_attention.attend = partial(attend_past, past)
+            layer.cross_attention.attend = _attend_source
+            hidden_BWD, _ = layer(hidden_BWD, source, cross_mask, cross_mask)  # the first is not looked at
         if self.final_layer_norm is not None:
             hidden_BWD = self.final_layer_norm(hidden_BWD)
         return hidden_BWD, cache._replace(target=target)
+
+
+def _attend_source(query_BTHK: jax.Array, source: Kept, mask: Mask) -> jax.Array:
+    return attend_kept(query_BTHK, source, mask.real_BS[:, None])

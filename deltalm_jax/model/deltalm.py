@@ -272,8 +272,9 @@ def init_beams(
 
     Of each decoder layer there are
 
-        source   key, value  [B, H, S, K]     once for each source, however many beams look at them
-        target   key, value  [B, H, L·W, K]   of what was fed at place l as beam w, at l·W + w; zero where nothing is yet
+        source   key [B, H, K, S], value [B, H, S, K]       once for each source, however many beams look at them
+        target   key [B, H, K, L·W], value [B, H, L·W, K]   of what was fed at place l as beam w, at l·W + w; zero where
+                                                            nothing is yet
 
     Arguments and errors as for `init_cache`.
     """

@@ -64,15 +64,15 @@ def test_equal_to_rows_of_their_own(decoder: str, placement: str):
     ours, theirs, cache = both(config, "float32")
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
     assert np.abs(ours[-1, :, 0] - ours[-1, :, 1]).max() > 0.1, "beams differ"
-    assert [key.shape for key, _ in cache.source] == [(2, 3, 7, 8)] * 2, "the source is there once, not for each beam"
-    assert [key.shape for key, _ in cache.target] == [(2, 3, BEAMS * STEPS, 8)] * 2
+    assert [key.shape for key, _ in cache.source] == [(2, 3, 8, 7)] * 2, "the source is there once, not for each beam"
+    assert [key.shape for key, _ in cache.target] == [(2, 3, 8, BEAMS * STEPS)] * 2
 
 
 def test_equal_in_bfloat16():
     """To a few of bfloat16's steps."""
     ours, theirs, cache = both(CONFIG, "bfloat16")
     assert ours.dtype == np.float32
-    assert cache.target[0].key_BSHK.dtype == jnp.bfloat16
+    assert cache.target[0].key_BHKS.dtype == jnp.bfloat16
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=0.25)
     assert np.abs(theirs).max() > 2
 
