@@ -31,6 +31,9 @@ from tasks.summarization import wiki_lingua, xgiga
 from tasks.text import TextTask
 from tasks.translation import TARGET_TAG, WMT10, Wmt10Language, wmt10, wmt10_rates
 
+# What `register_downstream` looks into; one of them makes a folder one of downstream tasks.
+FOLDERS = ("wmt10", "xqg", "xgiga", "wiki_lingua", "webnlg")
+
 _OBJECTIVE = "sequence_to_sequence"
 _EOS, _BOS = "</s>", "<s>"
 
@@ -42,7 +45,7 @@ class DownstreamTask(TextTask):
 
     Attributes:
       language: of the target; of translation and cross-lingual tasks "cs-en", source and target.
-      metrics: what it is scored by, keys of `tasks.metrics.METRICS`.
+      metrics: what it is scored by, keys of `deltalm_jax.evaluation.metrics.METRICS`.
       source_length, target_length: most ids of `inputs` and `targets`, `</s>` included.
       source_prefix: text that stands before every source.
     """
@@ -126,7 +129,7 @@ def add_downstream_task(
       name: of the Task; letters, digits and underscores.
       source: any seqio source. The splits that exist are its own.
       language: of the target; "cs-en" where source and target have two.
-      metrics: keys of `tasks.metrics.METRICS`; also the Task's `metric_fns`.
+      metrics: keys of `deltalm_jax.evaluation.metrics.METRICS`; also the Task's `metric_fns`.
       vocabulary: a vocabulary, or the path of its SentencePiece model.
       source_length, target_length: most ids of `inputs` and `targets`, `</s>` included; a smaller `sequence_length` of
         seqio's goes before.

@@ -69,6 +69,8 @@ class TextTask(seqio.Task):
         text = seqio.Task(self.name, self.source, output_features={}, preprocessors=self.text_preprocessors)
         try:
             dataset = text.get_dataset(split=split, shuffle=False, seed=0, num_epochs=1, try_in_mem_cache=False)
+        except CorpusError:
+            raise
         except (tf.errors.OpError, OSError, ValueError) as error:
             raise CorpusError(f"task {self.name}: its split {split!r} cannot be read: {_first_line(error)}") from error
         spec = dataset.element_spec

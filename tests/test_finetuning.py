@@ -44,7 +44,9 @@ OptimizerConfig.warmup_steps = 20
 OptimizerConfig.decay_steps = 160
 TrainConfig.steps = 160
 TrainConfig.init_from = "random"
-TrainConfig.eval_every = 0
+TrainConfig.eval_every = 80
+TrainConfig.select_by = "bleu"
+TrainConfig.select_examples = 12
 TrainConfig.tensorboard = False
 """
 _NAMES = ("Anna", "Bruno", "Clara", "David", "Emma")
@@ -83,6 +85,17 @@ def finetuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = command("deltalm_jax.train", "--gin_file=toy.gin", "--gin.DataConfig.data_dir=data", cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder
+
+
+def test_the_run_scored_what_it_wrote_and_kept_the_best(finetuned: Path):
+    run = finetuned / "runs" / "toy"
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    scores = {line["step"]: line["select/bleu"] for line in lines if "select/bleu" in line}
+    assert list(scores) == [80, 160]
+    assert max(scores.values()) == pytest.approx(100)
+    best = json.loads((run / "checkpoints" / "160" / "record.json").read_bytes())["about"]["best"]
+    assert best["value"] == max(scores.values())
+    assert (run / "checkpoints" / str(best["step"])).is_dir()
 
 
 def test_twenty_pairs_by_heart(finetuned: Path):

@@ -43,7 +43,8 @@ class Registration:
 
     Attributes:
       vocabulary: of the ids.
-      options: further arguments of `tasks.register`.
+      options: further arguments of `tasks.register`. Where `data_dir` has folders of the downstream tasks, those are
+        registered too (`tasks.downstream`).
       task_module: module of one's own that registers more Tasks and Mixtures; the working directory is searched too.
     """
 
@@ -65,7 +66,15 @@ class Registration:
         with contextlib.suppress(RuntimeError):  # raised where TensorFlow has begun to work
             # It has no use for an accelerator here, and would take all its memory.
             tf.config.set_visible_devices([], "GPU")
-        tasks.register(vocabulary=self.vocabulary, **self.options)
+        from tasks.corpora import CORPORA
+        from tasks.downstream import FOLDERS, register_downstream
+
+        folder = None if self.options.get("data_dir") is None else as_path(self.options["data_dir"])
+        downstream = folder is not None and any((folder / name).is_dir() for name in FOLDERS)
+        if downstream:
+            register_downstream(self.options["data_dir"], self.vocabulary)
+        if folder is None or not downstream or any((folder / name).is_dir() for name in CORPORA):
+            tasks.register(vocabulary=self.vocabulary, **self.options)
         if self.task_module:
             _import(self.task_module)
 

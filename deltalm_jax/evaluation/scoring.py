@@ -12,9 +12,9 @@ from typing import Any
 
 from deltalm_jax.data.shards import write_atomically
 from deltalm_jax.decoding.job import Job, run
+from deltalm_jax.evaluation.metrics import require, score
 from deltalm_jax.evaluation.page import as_html
 from deltalm_jax.evaluation.texts import EvaluationError, EvaluationSet
-from deltalm_jax.quiet import quiet_imports
 
 SOURCES, OUTPUTS, SCORES, PAGE = "sources.txt", "outputs.jsonl", "scores.json", "index.html"
 
@@ -27,7 +27,7 @@ def evaluate(texts: EvaluationSet, job: Job, metrics: Sequence[str], folder: Pat
     Args:
       texts: what to decode.
       job: with what and how; its input and output are set here.
-      metrics: names of `tasks.metrics.METRICS`.
+      metrics: names of `deltalm_jax.evaluation.metrics.METRICS`.
       folder: made if absent.
 
     Returns:
@@ -37,9 +37,6 @@ def evaluate(texts: EvaluationSet, job: Job, metrics: Sequence[str], folder: Pat
       MetricError: a metric that cannot be computed here; before anything is decoded.
       UserError: from decoding.
     """
-    with quiet_imports():
-        from tasks.metrics import require
-
     require(metrics)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / SOURCES, "".join(f"{source}\n" for source in texts.sources))
@@ -68,10 +65,7 @@ def evaluate(texts: EvaluationSet, job: Job, metrics: Sequence[str], folder: Pat
 def score_texts(
     hypotheses: Sequence[str], references: Sequence[Sequence[str]], metrics: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
-    """Every metric's scores and signatures: {name: {"score", "signature"}}; raises MetricError as `tasks.metrics.score`."""
-    with quiet_imports():
-        from tasks.metrics import score
-
+    """Every metric's scores and signatures: {name: {"score", "signature"}}."""
     scores: dict[str, dict[str, Any]] = {}
     for name in metrics:
         scores |= {key: dict(found) for key, found in score(name, hypotheses, references).items()}

@@ -32,7 +32,7 @@ class EvaluationSet:
       split: of the Task; "" for files.
       sources: one line each.
       references: for each source one or more strings.
-      metrics: names of `tasks.metrics.METRICS`.
+      metrics: names of `deltalm_jax.evaluation.metrics.METRICS`.
       language: the Task's, "" for files; what is behind its last hyphen is the target's.
     """
 

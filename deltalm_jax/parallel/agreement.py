@@ -17,6 +17,11 @@ def of_first_process(number: int) -> int:
     return number if jax.process_count() == 1 else int(multihost_utils.broadcast_one_to_all(np.int32(number)))
 
 
+def value_of_first_process(value: float) -> float:
+    """Process 0's value, on all processes; float32 where there are several."""
+    return value if jax.process_count() == 1 else float(multihost_utils.broadcast_one_to_all(np.float32(value)))
+
+
 def is_as_on_first_process(text: str) -> bool:
     """Whether this process's text is process 0's; compared by sha256."""
     if jax.process_count() == 1:

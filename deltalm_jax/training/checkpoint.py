@@ -124,8 +124,18 @@ class Checkpoints(SavedSteps):
         self._commits = concurrent.futures.ThreadPoolExecutor(1, "checkpoint-commit")
         self._pending: concurrent.futures.Future[None] | None = None
         self._saving, self._ending = -1, ""
+        self._best: int | None = None
 
-    def save(self, step: int, state: Any, about: dict[str, Any], *, temporary: bool = False, ending: str = "") -> None:
+    def save(
+        self,
+        step: int,
+        state: Any,
+        about: dict[str, Any],
+        *,
+        temporary: bool = False,
+        ending: str = "",
+        best: int | None = None,
+    ) -> None:
         """Begins saving; returns when the arrays are copied off the devices. All processes must call it.
 
         Args:
@@ -135,6 +145,7 @@ class Checkpoints(SavedSteps):
           temporary: whether it is retired as soon as a newer step is saved, and does not count among the `keep`.
           ending: for the last save of a run, how it ended: "the run finished". Should the save fail, the error then says
             "the run finished, but step N is not saved: …".
+          best: a step that is kept whatever the rules say, until another is named; None keeps none so.
 
         Raises:
           CheckpointError: the previous save had failed, or this one cannot begin.
@@ -142,7 +153,7 @@ class Checkpoints(SavedSteps):
         self.wait()
         reached("save/begin", step)
         folder = self.folder(step)
-        self._saving, self._ending = step, ending
+        self._saving, self._ending, self._best = step, ending, best
         record = {
             "written": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%dT%H:%M:%SZ}",
             "step": step,
@@ -297,7 +308,7 @@ class Checkpoints(SavedSteps):
         Later steps are damaged ones that resuming has passed over: counted in, they would push out good ones, as would
         older ones that have lost a file since.
         """
-        kept, whole = {newest}, 0
+        kept, whole = {newest, self._best}, 0
         for step in sorted((step for step in self.steps() if step <= newest), reverse=True):
             if self.keep_every and step % self.keep_every == 0:
                 kept.add(step)

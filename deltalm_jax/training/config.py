@@ -216,6 +216,11 @@ class TrainConfig:
       keep_checkpoint_every: checkpoints at multiples of this many steps are kept for good; None keeps none so.
       eval_every: steps between validations; the last step is always validated; 0: only that one.
       eval_batches: validation batches of each objective at most.
+      select_by: which validation is the best, and its checkpoint kept until there is a better one: by "loss"; or, in fine-
+        tuning, by a score of what the model writes for held-out sources: "bleu", "chrf++", "rougeL" … (docs/tasks.md). None:
+        none is.
+      select_examples: held-out examples that are decoded for it, greedily.
+      patience: stop after so many validations in a row without a better one; None: run on to the end.
       log_every: steps between lines of progress where there is no terminal. `metrics.jsonl` has every step.
       check_every: steps between looks at the whole: the state's copies on all devices are compared bit by bit, processes tell
         one another how long they take, and the age of the last checkpoint is looked at.
@@ -244,6 +249,9 @@ class TrainConfig:
     keep_checkpoint_every: int | None = operational(None)
     eval_every: int = operational(5000)
     eval_batches: int = operational(16)
+    select_by: str | None = operational(None)
+    select_examples: int = operational(200)
+    patience: int | None = operational(None)
     log_every: int = operational(50)
     check_every: int = operational(100)
     max_skipped_in_a_row: int = operational(5)
@@ -262,6 +270,7 @@ class TrainConfig:
             "checkpoint_every",
             "keep_checkpoints",
             "eval_batches",
+            "select_examples",
             "log_every",
             "check_every",
             "spike_window",
@@ -272,7 +281,9 @@ class TrainConfig:
         for name in ("seed", "eval_every", "max_skipped_in_a_row"):
             if getattr(self, name) < 0:
                 raise ValueError(f"TrainConfig.{name} must not be negative, found {getattr(self, name)}")
-        for name in ("stop_at_step", "keep_checkpoint_every"):
+        if self.patience is not None and self.select_by is None:
+            raise ValueError("TrainConfig.patience waits for a better validation: say by what, TrainConfig.select_by")
+        for name in ("stop_at_step", "keep_checkpoint_every", "patience"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"TrainConfig.{name} must be at least 1 or None, found {value}")
         if self.checkpoint_minutes is not None and self.checkpoint_minutes <= 0:

@@ -19,6 +19,7 @@ from deltalm_jax.data.stream import Stream
 from deltalm_jax.fault_points import reached
 from deltalm_jax.model.config import resolve_compute_dtype
 from deltalm_jax.model.kernels import resolve_attention
+from deltalm_jax.parallel.agreement import value_of_first_process
 from deltalm_jax.parallel.mesh import make_mesh
 from deltalm_jax.parallel.sharding import check_batch, process_rows, put_batch
 from deltalm_jax.training.checkpoint import CheckpointError, Checkpoints, newest_checkpoint
@@ -34,6 +35,7 @@ from deltalm_jax.training.profiling import Profiler
 from deltalm_jax.training.record import describe, epochs_line, write_record
 from deltalm_jax.training.reporting import Reporter
 from deltalm_jax.training.resuming import check_counters, check_identity, note_rewind, place_in_data
+from deltalm_jax.training.selection import Best, as_record, best_of, first_best, make_judge
 from deltalm_jax.training.starting_point import start_from_model
 from deltalm_jax.training.step import State, abstract_state, initial_state, make_eval_step, make_train_step
 from deltalm_jax.training.watch import Watch, unwatched
@@ -55,6 +57,7 @@ class _Run:
     mesh: Mesh
     train_step: Callable[[State, Any], tuple[State, dict[str, jax.Array]]]
     evaluate: Evaluator
+    judge: Callable[[Any, Any], float] | None
     check: IntegrityCheck
     exchange: Exchange
     checkpoints: Checkpoints
@@ -72,6 +75,7 @@ class _Place:
     order: DataOrder
     recent_losses: Sequence[float]
     about: dict[str, Any]
+    best: Best | None = None
 
 
 def train(
@@ -128,6 +132,9 @@ def train(
         seed=options.seed, accumulation_steps=options.accumulation_steps, **shared,
     )  # fmt: skip
     eval_step = make_eval_step(config.model, config.loss, mesh, sentinels=stream.sentinels, **shared)
+    judge = None
+    if options.select_by:
+        judge = make_judge(options.select_by, options.select_examples, config.model, stream, mesh)
     abstract = abstract_state(config.model, config.optimizer, mesh)
     devices = jax.devices()
     checkpoints = Checkpoints(run_dir / "checkpoints", options.keep_checkpoints, options.keep_checkpoint_every, print)
@@ -141,6 +148,7 @@ def train(
         run = _Run(
             config, run_dir, began, stop, stream, mesh, train_step,
             evaluate=Evaluator(stream, eval_step, mesh, config.model.vocab_size, options.eval_batches),
+            judge=judge,
             check=IntegrityCheck(abstract, mesh),
             exchange=Exchange(),
             checkpoints=checkpoints,
@@ -185,7 +193,7 @@ def _newest_place(
         check_counters(state, record)
         history = saved.get("allowed_changes", []) + [{"step": step, **change} for change in changes]
         about = about | {"start": saved.get("start"), "allowed_changes": history}
-        return _Place(state, step, order, losses, about)
+        return _Place(state, step, order, losses, about, best_of(saved, config.train.select_by))
     order = DataOrder.of(config.train.skipped_data)
     if config.train.init_from == RANDOM:
         state = initial_state(config.model, config.optimizer, config.train.seed, run.mesh)
@@ -219,6 +227,9 @@ def _steps(run: _Run, place: _Place) -> str:
     """All steps from a place on. Returns the run's last words; raises LossSpike where it has to go back."""
     config, options, start, stop = run.config, run.config.train, place.step, run.last_step
     stop_request, watchdog = run.watch.stop_request, run.watch.watchdog
+    best = place.best or (first_best(options.select_by) if options.select_by else None)
+    if best and best.is_enough(options.patience):
+        return f"nothing to do: {best.words(options.select_by)}; none better in {best.since} (TrainConfig.patience)"
     if start < stop and stop_request.at_boundary():  # asked to while it was restored: do not compile first
         return _last_words(stop_request, start, start, options.steps, run.run_dir)
     batch_sizes = config.data.objective_batch_sizes
@@ -265,17 +276,33 @@ def _steps(run: _Run, place: _Place) -> str:
                 watchdog.phase(f"validation after step {step}", LONG)
                 reached("evaluate", step)
                 epochs = {f"epochs/{t}": n for t, n in run.stream.epochs(place.order.batch_of(step)).items()}
-                evaluation = run.evaluate(state.get("ema", state["params"]))
+                params = state.get("ema", state["params"])
+                evaluation = run.evaluate(params)
+                if run.judge is not None and best is not None:
+                    value = value_of_first_process(run.judge(params, evaluation))
+                    evaluation[f"select/{options.select_by}"] = value
+                    best = best.after(step, value, str(options.select_by))
+                    stopping |= best.is_enough(options.patience)
+                    saving |= stopping or best.step == step
                 reporter.flush(evaluation | epochs, by_group=step == options.steps)
+                if best is not None:
+                    now = evaluation[f"select/{options.select_by}"]
+                    reporter.say(f"{options.select_by} of what is held out: {now:.4g}; {best.words(options.select_by)}")
             if saving:
                 watchdog.phase(f"save of step {step}", LONG)
                 reporter.flush({})
                 if not checking:
                     run.check(state, step)
                 data = {"skipped": place.order.as_json(), "next_batch": place.order.batch_of(step)}
-                about = place.about | {"data": data, "recent_losses": list(guard.recent)}
+                about = (
+                    place.about
+                    | {"data": data, "recent_losses": list(guard.recent)}
+                    | as_record(best, options.select_by)
+                )
                 ending = "the run finished" if step == stop else "the run was stopped" if stopping else ""
-                run.checkpoints.save(step, state, about, temporary=not scheduled, ending=ending)
+                run.checkpoints.save(
+                    step, state, about, temporary=not scheduled, ending=ending, best=best.step if best else None
+                )
                 saved, saved_at = step, time.monotonic()
             if evaluating or saving:
                 reporter.restart_clock()
@@ -283,7 +310,11 @@ def _steps(run: _Run, place: _Place) -> str:
                 watchdog.phase("close", LONG)
                 reached("close", step)
                 break
-    return _last_words(stop_request, start, saved, options.steps, run.run_dir)
+    words = _last_words(stop_request, start, saved, options.steps, run.run_dir)
+    if best is not None and best.step:
+        early = f"; stopped early, none better in {best.since} validations" if best.is_enough(options.patience) else ""
+        words += f"\n{best.words(options.select_by)}: {run.run_dir / 'checkpoints' / str(best.step)}{early}"
+    return words
 
 
 def _look_at_the_whole(run: _Run, reporter: Reporter, state: State, step: int, saved_at: float) -> bool:

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import seqio
 
+from deltalm_jax.evaluation.metrics import meteor as meteor_module
 from tasks.metrics import METRICS, MetricError, metric_fn, require, score
-from tasks.metrics import meteor as meteor_module
 
 GOLDEN = json.loads((Path(__file__).parent / "metrics_golden.json").read_text(encoding="utf-8"))
 PAIRS: list[dict[str, Any]] = GOLDEN["pairs"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tasks.metrics.result import References, Scores, check_texts
+from deltalm_jax.evaluation.metrics.result import References, Scores, check_texts
 
 # sacreBLEU's tokenizers that need no further package and no download.
 BLEU_TOKENIZERS = ("13a", "intl", "zh", "char")

@@ -19,7 +19,7 @@ from importlib import metadata
 
 import regex
 
-from tasks.metrics.result import References, Scores, check_texts, count_references, folded
+from deltalm_jax.evaluation.metrics.result import References, Scores, check_texts, count_references, folded
 
 VARIANTS = ("rouge1", "rouge2", "rougeL")
 _WORD = regex.compile(r"\w+")

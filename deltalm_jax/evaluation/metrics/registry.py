@@ -8,11 +8,11 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from tasks.metrics.meteor import meteor_nltk, require_wordnet
-from tasks.metrics.result import MetricError, References, Scores, check_texts
-from tasks.metrics.rouge import rouge, rouge_characters
-from tasks.metrics.sacre import BLEU_TOKENIZERS, bleu, chrf_plus_plus
-from tasks.metrics.scripts import SCRIPTS, script_ratio
+from deltalm_jax.evaluation.metrics.meteor import meteor_nltk, require_wordnet
+from deltalm_jax.evaluation.metrics.result import MetricError, References, Scores, check_texts
+from deltalm_jax.evaluation.metrics.rouge import rouge, rouge_characters
+from deltalm_jax.evaluation.metrics.sacre import BLEU_TOKENIZERS, bleu, chrf_plus_plus
+from deltalm_jax.evaluation.metrics.scripts import SCRIPTS, script_ratio
 
 
 def _nothing_needed() -> None:
@@ -50,7 +50,7 @@ def score(name: str, hypotheses: Sequence[str], references: References) -> Score
     Raises:
       MetricError: an unknown name, a metric that cannot be computed here, or unequal, empty or missing texts.
     """
-    return _find(name).compute(hypotheses, references)
+    return find(name).compute(hypotheses, references)
 
 
 def require(names: Sequence[str]) -> None:
@@ -60,34 +60,11 @@ def require(names: Sequence[str]) -> None:
       MetricError: an unknown name, or what is missing for one.
     """
     for name in names:
-        _find(name).require()
+        find(name).require()
 
 
-def metric_fn(name: str) -> Callable[[Sequence[Sequence[str]], Sequence[str]], dict[str, Any]]:
-    """A metric as seqio's `metric_fns` take it: (targets, predictions) → seqio's values by name.
-
-    Targets are lists of references, predictions are strings; `tasks.downstream` has the postprocessor that gives both.
-    Beside each `NAME` stands `NAME_signature`, as text.
-
-    Raises:
-      MetricError: an unknown name; later, as `score`.
-    """
-    _find(name)
-
-    def metric(targets: Sequence[Sequence[str]], predictions: Sequence[str]) -> dict[str, Any]:
-        from seqio import metrics
-
-        values: dict[str, Any] = {}
-        for key, found in score(name, predictions, targets).items():
-            values[key] = metrics.Scalar(found["score"])
-            values[f"{key}_signature"] = metrics.Text(found["signature"])
-        return values
-
-    metric.__name__ = name
-    return metric
-
-
-def _find(name: str) -> Metric:
+def find(name: str) -> Metric:
+    """A metric by its name; raises MetricError with the nearest names where there is none."""
     if name not in METRICS:
         near = difflib.get_close_matches(name, METRICS, n=3)
         hint = f", did you mean {' or '.join(near)}?" if near else "."

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import regex
 
-from tasks.metrics.result import References, Scores, check_texts
+from deltalm_jax.evaluation.metrics.result import References, Scores, check_texts
 
 # Name in the metric's name → Unicode's scripts whose letters count.
 SCRIPTS: dict[str, tuple[str, ...]] = {

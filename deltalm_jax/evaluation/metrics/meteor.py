@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from importlib import metadata
 from typing import Any
 
-from tasks.metrics.result import MetricError, References, Scores, check_texts, count_references
-from tasks.metrics.rouge import words
+from deltalm_jax.evaluation.metrics.result import MetricError, References, Scores, check_texts, count_references
+from deltalm_jax.evaluation.metrics.rouge import words
 
 NAME = "meteor_nltk"
 
