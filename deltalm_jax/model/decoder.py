@@ -225,7 +225,8 @@ class Decoder(nnx.Module):
             return attend_kept(query_BWHK, target[-1], allowed_BWP)
 
         graph = nnx.graphdef(self.layers)
-        for params, source, past in zip(layer_params, cache.source, cache.target, strict=True):
+        sources: list[Any] = cache.source  # handed through the layer to `_attend_source`
+        for params, source, past in zip(layer_params, sources, cache.target, strict=True):
             layer: Layer = nnx.merge(graph, params)
             layer.self_attention.attend = partial(attend_past, past)
             layer.cross_attention.attend = _attend_source
@@ -235,5 +236,5 @@ class Decoder(nnx.Module):
         return hidden_BWD, cache._replace(target=target)
 
 
-def _attend_source(query_BTHK: jax.Array, source: Kept, mask: Mask) -> jax.Array:
+def _attend_source(query_BTHK: jax.Array, source: Any, mask: Mask) -> jax.Array:
     return attend_kept(query_BTHK, source, mask.real_BS[:, None])

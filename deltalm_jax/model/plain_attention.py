@@ -47,11 +47,11 @@ def plain_attention(
     """
     # Heads before positions: products over two leading batch axes are what a CPU multiplies fastest.
     query_BHTK, key_BHSK, value_BHSK = (jnp.swapaxes(a, 1, 2) for a in (query_BTHK, key_BSHK, value_BSHK))
-    return jnp.swapaxes(attend_swapped(query_BHTK, key_BHSK, value_BHSK, mask, dropout_key, dropout_rate), 1, 2)
+    return jnp.swapaxes(_attend(query_BHTK, key_BHSK, value_BHSK, mask, dropout_key, dropout_rate), 1, 2)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
-def attend_swapped(query_BHTK, key_BHSK, value_BHSK, mask, dropout_key, dropout_rate):
+def _attend(query_BHTK, key_BHSK, value_BHSK, mask, dropout_key, dropout_rate):
     return _attend_forward(query_BHTK, key_BHSK, value_BHSK, mask, dropout_key, dropout_rate)[0]
 
 
@@ -86,4 +86,4 @@ def _attend_backward(dropout_rate, kept, d_mixed_BHTK):
     return d_query_BHTK, jnp.swapaxes(d_key_BHKS, 2, 3), jnp.swapaxes(d_value_BHKS, 2, 3), None, None
 
 
-attend_swapped.defvjp(_attend_forward, _attend_backward)
+_attend.defvjp(_attend_forward, _attend_backward)
