@@ -19,6 +19,7 @@ import numpy as np
 from deltalm_jax.averaging import average, checkpoints_of
 from deltalm_jax.data.vocabulary import DEFAULT_NUM_SENTINELS, Vocabulary, padded_size
 from deltalm_jax.data.vocabulary_extension import is_extension
+from deltalm_jax.data.vocabulary_trimming import is_trimmed
 from deltalm_jax.errors import UserError
 from deltalm_jax.model.config import ModelConfig
 from deltalm_jax.model.deltalm import Params
@@ -56,7 +57,8 @@ class Request:
       decoder_output_rms: of an encoder, see `warm_start`.
       num_heads: attention heads; None takes those of a configuration beside the weights or of the published models.
       vocabulary: SentencePiece model; None takes the one beside the weights, if there is one. An extension of that one
-        (`python -m deltalm_jax.vocabulary extend`) gives the model rows for its new pieces.
+        (`python -m deltalm_jax.vocabulary extend`) gives the model rows for its new pieces; a part of it (`trim`) leaves it
+        those of its pieces.
       num_sentinels: sentinels of the vocabulary; None is 100.
       sentinel_layout: None is "after_mask" (250,002 to 250,101 in the released models); or "last_rows" (250,004 to
         250,103).
@@ -191,7 +193,7 @@ def _read_native(request: Request) -> Converted:
     saved = open_model(request.input)
     old, vocabulary = None, saved.vocabulary
     if request.vocabulary:
-        extension = _extension_of(request, saved.vocabulary)
+        extension = _moved_to(request, saved.vocabulary)
         old = saved.vocabulary if extension else None
         vocabulary = extension or _load_vocabulary(request, request.vocabulary)
     if request.average_last is None:
@@ -214,7 +216,7 @@ def _with_rows(
 ) -> Converted:
     """A DeltaLM with as many token rows as asked for; by default with those it has.
 
-    Where `old` is given, `vocabulary` is an extension of it: the table is one of `old`, and is first moved.
+    Where `old` is given, `vocabulary` is an extension or a part of it: the table is one of `old`, and is first moved.
     """
     _check_rows(request, params, old or vocabulary)
     if old and vocabulary:
@@ -261,16 +263,16 @@ def _vocabularies(request: Request) -> tuple[Vocabulary | None, Vocabulary | Non
         # The one asked for stands in place of what is beside the weights, which may as well be damaged.
         with contextlib.suppress(UserError):
             old = _load_vocabulary(request, beside)
-    extension = _extension_of(request, old)
+    extension = _moved_to(request, old)
     return (old, extension) if extension else (None, _load_vocabulary(request, request.vocabulary))
 
 
-def _extension_of(request: Request, old: Vocabulary | None) -> Vocabulary | None:
-    """The vocabulary asked for, if it extends the model's own; its sentinels follow `<mask>`, as many as the old one's."""
+def _moved_to(request: Request, old: Vocabulary | None) -> Vocabulary | None:
+    """The vocabulary asked for, if it is an extension of the model's own or a part of it; with as many sentinels."""
     if old is None or request.vocabulary is None or not request.vocabulary.is_file():
         return None
     new = Vocabulary.load(request.vocabulary, num_sentinels=request.num_sentinels or old.num_sentinels)
-    return new if is_extension(old, new) else None
+    return new if is_extension(old, new) or is_trimmed(old, new) else None
 
 
 def _load_vocabulary(request: Request, file: Path) -> Vocabulary:

@@ -24,6 +24,7 @@ from deltalm_jax.data.text_sample import LanguageSample, sample_texts
 from deltalm_jax.data.vocabulary import Vocabulary
 from deltalm_jax.data.vocabulary_extension import WEIGHT, extend, is_extension
 from deltalm_jax.data.vocabulary_training import MODEL_TYPES, TrainerSettings, train
+from deltalm_jax.data.vocabulary_trimming import trim
 from deltalm_jax.errors import UserError
 from deltalm_jax.quiet import quiet_imports
 
@@ -38,6 +39,7 @@ Make vocabularies, and see how they fit.
 
   train    a SentencePiece model, on text of a mixture with its languages balanced by temperature
   extend   new pieces, for new languages, behind those of an existing unigram model, whose ids stay as they are
+  trim     only those pieces of a unigram model that one's text uses: a smaller table, and the same segmentation
   report   tokens a word and a character, bytes a token, unknown tokens by language; of one vocabulary, or two side by side
 """
 _EXAMPLES = """
@@ -45,6 +47,8 @@ examples:
   python -m deltalm_jax.vocabulary train --data_dir=/corpora --num_pieces=64000 --output=mine.model
   python -m deltalm_jax.vocabulary extend --vocabulary=sentencepiece.bpe.model --data_dir=/corpora --languages=yo,tw \\
       --num_pieces=4000 --output=extended.model
+  python -m deltalm_jax.vocabulary trim --vocabulary=sentencepiece.bpe.model --data_dir=/corpora --languages=de,fr \\
+      --sample_mb=10000 --output=trimmed.model
   python -m deltalm_jax.vocabulary report --vocabulary=sentencepiece.bpe.model --other=extended.model --data_dir=/corpora
 """
 
@@ -58,7 +62,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="train|extend|report")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="train|extend|trim|report")
     text = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     _add_text_flags(text)
     made = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -78,6 +82,13 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         "(default: %(default)s)",
     )  # fmt: skip
 
+    trimming = commands.add_parser("trim", parents=[text, made], allow_abbrev=False, help="leave unused pieces out")
+    trimming.add_argument("--vocabulary", type=Path, required=True, metavar="FILE", help="the model to trim")
+    trimming.add_argument(
+        "--min_count", type=int, default=1, metavar="N",
+        help="pieces that occur less often go too; above 1, text that had them is cut anew (default: %(default)s)",
+    )  # fmt: skip
+
     reporting = commands.add_parser("report", parents=[text], allow_abbrev=False, help="see how one fits")
     reporting.add_argument("--vocabulary", type=Path, required=True, metavar="FILE", help="SentencePiece model")
     reporting.add_argument("--other", type=Path, metavar="FILE", help="another, to compare")
@@ -86,7 +97,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     )
     reporting.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there, too")
     flags = parser.parse_args(arguments)
-    for name in ("read_mb", "sample_mb", "sample_kb"):
+    for name in ("read_mb", "sample_mb", "sample_kb", "min_count"):
         if getattr(flags, name, 1) < 1:
             parser.error(f"--{name} must be at least 1, found {getattr(flags, name)}")
     if flags.seed < 0:
@@ -171,7 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags = parse_arguments(sys.argv[1:] if arguments is None else arguments)
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
-        {"train": _train, "extend": _extend, "report": _report}[flags.command](flags, console)
+        {"train": _train, "extend": _extend, "trim": _trim, "report": _report}[flags.command](flags, console)
     except (UserError, OSError) as error:
         console.print(f"error: {error}", markup=False)
         return 2
@@ -220,6 +231,23 @@ def _extend(flags: argparse.Namespace, console: Console) -> None:
         f"new characters; the text it was trained on takes {before:,} tokens with the old pieces and {after:,} now. <mask> "
         f"is {new.mask_id:,} and was {old.mask_id:,}: models move along with "
         f"`deltalm_jax.convert --vocabulary={flags.output}`",
+        markup=False,
+    )
+
+
+def _trim(flags: argparse.Namespace, console: Console) -> None:
+    _check_output(flags)
+    old = Vocabulary.load(flags.vocabulary)
+    samples = _sample(flags, console, flags.sample_mb * _MB, flags.exponent)
+    texts = [text for sample in samples for text in sample.texts]
+    model = trim(old.model, texts, flags.min_count)
+    _write(flags, model, samples, {"trims": old.describe(), "settings": {"min_count": flags.min_count}})
+    new = Vocabulary.load(flags.output)
+    _show_samples(samples)
+    before, after = fit(old, texts).tokens, fit(new, texts).tokens
+    console.print(
+        f"{flags.output}: {new.num_pieces:,} of {old.num_pieces:,} pieces; the text that was looked at takes {before:,} "
+        f"tokens with all of them and {after:,} now; models move along: `deltalm_jax.convert --vocabulary={flags.output}`",
         markup=False,
     )
 

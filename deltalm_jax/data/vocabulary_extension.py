@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import sentencepiece
 
@@ -67,23 +68,13 @@ def extend(
     Raises:
       VocabularyTrainingError: the model is not of the unigram kind, a symbol is there already, the trainer refuses.
     """
-    # protobuf is needed here only, and loading its classes takes longer than reading a vocabulary.
-    from sentencepiece import sentencepiece_model_pb2
-
     if num_pieces < 1:
         raise VocabularyTrainingError(f"num_pieces must be at least 1, found {num_pieces}")
     if not 0 < weight < 1:
         raise VocabularyTrainingError(f"weight must lie strictly between 0 and 1, found {weight}")
     check_symbols(user_symbols)
-    old = sentencepiece_model_pb2.ModelProto.FromString(model)
-    # Models that were converted say nothing of their kind, and the field's default is unigram, but a merge's score is -rank.
+    old = load_unigram(model, "extended")
     spec = old.trainer_spec
-    ordinary = [piece.score for piece in old.pieces if piece.type == _NORMAL]
-    if spec.model_type != spec.UNIGRAM or all(score == int(score) for score in ordinary):
-        raise VocabularyTrainingError(
-            "only unigram models can be extended; this one's pieces have ranks (BPE) or no probabilities: train a new "
-            "vocabulary, or extend a unigram one"
-        )
     there = {piece.piece for piece in old.pieces}
     if doubled := there & set(user_symbols):
         raise VocabularyTrainingError(f"user symbol {min(doubled)!r}: the model has such a piece already")
@@ -107,6 +98,27 @@ def extend(
         (*user_symbols, *chosen),
         tuple(piece for piece in chosen if piece in characters),
     )
+
+
+def load_unigram(model: bytes, done: str) -> Any:
+    """A unigram model as SentencePiece's protocol buffer; `done` is what it shall be, "extended", for the message.
+
+    Raises:
+      VocabularyTrainingError: it is of another kind.
+    """
+    # protobuf is needed here only, and loading its classes takes longer than reading a vocabulary.
+    from sentencepiece import sentencepiece_model_pb2
+
+    proto = sentencepiece_model_pb2.ModelProto.FromString(model)
+    # Models that were converted say nothing of their kind, and the field's default is unigram, but a merge's score is -rank.
+    spec = proto.trainer_spec
+    ordinary = [piece.score for piece in proto.pieces if piece.type == _NORMAL]
+    if spec.model_type != spec.UNIGRAM or all(score == int(score) for score in ordinary):
+        raise VocabularyTrainingError(
+            f"only unigram models can be {done}; this one's pieces have ranks (BPE) or no probabilities: train a new "
+            "vocabulary, or take a unigram one"
+        )
+    return proto
 
 
 def spell(model: bytes, pieces: Sequence[str]) -> list[list[int]]:

@@ -1,8 +1,8 @@
-"""A token table moved to a vocabulary with more pieces: old rows keep their meaning, new pieces start from old ones.
+"""A token table moved to a vocabulary with more pieces, or fewer: rows keep their meaning, new pieces start from old ones.
 
-`python -m deltalm_jax.vocabulary extend` appends pieces, so `<mask>` and the sentinels behind them get other ids. Their
-rows move along. A new piece starts as the mean of the rows of the old pieces that spell it, which is what the model saw in
-its place so far.
+`python -m deltalm_jax.vocabulary extend` appends pieces, and `trim` leaves pieces out, so that those behind, `<mask>` and the
+sentinels get other ids. Their rows move along. A new piece starts as the mean of the rows of the old pieces that spell it,
+which is what the model saw in its place so far.
 
 Legend: V rows, D hidden size.
 """
@@ -12,13 +12,13 @@ from __future__ import annotations
 import jax
 import numpy as np
 
-from deltalm_jax.data.vocabulary import UNK_ID, Vocabulary
+from deltalm_jax.data.vocabulary import PAD_ID, UNK_ID, Vocabulary
 from deltalm_jax.data.vocabulary_extension import spell
 from deltalm_jax.model.warm_start import with_new_rows
 
 
 def move_rows(table_VD: np.ndarray, old: Vocabulary, new: Vocabulary, key: jax.Array) -> tuple[np.ndarray, str]:
-    """The table of `new`, whose first pieces are those of `old`.
+    """The table of `new`, an extension of `old` or a part of it.
 
     Args:
       table_VD: rows by the ids of `old`; those of `<mask>` and of the sentinels may be missing at its end.
@@ -30,14 +30,15 @@ def move_rows(table_VD: np.ndarray, old: Vocabulary, new: Vocabulary, key: jax.A
       float32 rows: up to the last piece, up to `<mask>` or all `new.size`, as far as the old table went; and a sentence on
       what was done.
     """
-    first, last = old.num_pieces + 1, new.num_pieces + 1
-    rows = len(table_VD)
+    last, rows = new.num_pieces + 1, len(table_VD)
     has_mask, has_sentinels = rows > old.mask_id, rows > old.sentinel_start
     size = new.size if has_sentinels else last + has_mask
-    out = np.array(with_new_rows(np.asarray(table_VD[:first]), size, key))
+    row_of = {piece: row for row, (piece, _) in enumerate(old.pieces(), start=1)}
+    there = [row_of[piece] for piece, _ in new.pieces() if piece in row_of]  # before the new ones, in their order
+    out = np.array(with_new_rows(np.asarray(table_VD[[PAD_ID, *there]]), size, key))
     drawn = 0
-    pieces = [piece for piece, _ in new.pieces()[old.num_pieces :]]
-    for row, ids in enumerate(spell(old.model, pieces), start=first):
+    pieces = [piece for piece, _ in new.pieces()[len(there) :]]
+    for row, ids in enumerate(spell(old.model, pieces), start=1 + len(there)):
         known = [piece + 1 for piece in ids if piece + 1 != UNK_ID]
         if known:
             out[row] = np.mean(table_VD[known], axis=0)
@@ -48,7 +49,7 @@ def move_rows(table_VD: np.ndarray, old: Vocabulary, new: Vocabulary, key: jax.A
         count = min(old.num_sentinels, new.num_sentinels, rows - old.sentinel_start)
         out[new.sentinel_start : new.sentinel_start + count] = table_VD[old.sentinel_start : old.sentinel_start + count]
     unknown = f", {drawn} of unknown characters drawn" if drawn else ""
-    return out, (
-        f"{last - first} new pieces start as the mean of the old ones that spell them{unknown}; <mask> and sentinels moved "
-        f"from {old.mask_id:,} to {new.mask_id:,}"
-    )
+    what = f"{len(pieces)} new pieces start as the mean of the old ones that spell them{unknown}"
+    if not pieces:
+        what = f"{old.num_pieces - new.num_pieces:,} pieces left out"
+    return out, f"{what}; <mask> and sentinels moved from {old.mask_id:,} to {new.mask_id:,}"
