@@ -5,8 +5,9 @@
 The peer is what `python -m deltalm_jax.convert --to=huggingface_deltalm` makes of the model, run by PyTorch. Both decode the
 same sources of mixed lengths, in the same batches (sorted by length, `--batch_size` each), by the same rule ("huggingface",
 early_stopping=False), to the same hypotheses, which is checked; nothing but the sources of a batch goes in and nothing but
-tokens comes out. They take turns in one process, with the same number of threads, so that a busy machine is busy for both.
-Weights are random: hypotheses run to `--max_length`, and no step is saved on either side.
+tokens comes out. They take turns in one process, with the same number of threads, so that a busy machine is busy for both
+(but PyTorch's threads wait for one another far worse on one than XLA's do: `--threads=1` is the fairer there). Weights are
+random: hypotheses run to `--max_length`, and no step is saved on either side.
 """
 
 from __future__ import annotations
@@ -160,12 +161,14 @@ def run(flags: argparse.Namespace) -> dict[str, Any]:
     found = {name: [decode(batch) for batch in batches] for name, decode in decoders.items()}  # not timed: compiles
     first = time.perf_counter() - began
     seconds: dict[str, list[float]] = {name: [] for name in decoders}
+    cpu_seconds: dict[str, list[float]] = {name: [] for name in decoders}
     for _ in range(flags.rounds):
         for name, decode in decoders.items():
-            began = time.perf_counter()
+            began, began_cpu = time.perf_counter(), time.process_time()
             for batch in batches:
                 decode(batch)
             seconds[name].append(time.perf_counter() - began)
+            cpu_seconds[name].append(time.process_time() - began_cpu)
 
     flat = {name: [tokens for batch in parts for tokens in batch] for name, parts in found.items()}
     count = sum(map(len, flat["ours"]))
@@ -181,6 +184,7 @@ def run(flags: argparse.Namespace) -> dict[str, Any]:
         result[name] = {
             "tokens_per_second": round(count / min(times)),
             "median": round(count / statistics.median(times)),
+            "cpu_seconds": round(min(cpu_seconds[name]), 2),
         }
     if "transformers" in flat:
         result["equal"] = f"{sum(map(tuple.__eq__, flat['ours'], flat['transformers']))} of {len(flat['ours'])}"
@@ -193,6 +197,8 @@ def run(flags: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     flags = parse_arguments()
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: flags.threads])
     result = run(flags)
     if flags.json:
         print(json.dumps(result))
