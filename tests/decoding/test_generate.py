@@ -23,7 +23,7 @@ CONFIG = ModelConfig(
     num_decoder_layers=1,
     max_length=14,
 )
-BATCHING = Batching(lengths=(4, 8), tokens=32, shrink=False)
+BATCHING = Batching(lengths=(7,), tokens=28, shrink=False)
 
 
 @pytest.fixture(scope="module")
@@ -68,14 +68,21 @@ def test_a_source_does_not_see_its_batch_its_place_or_padding(generator, sources
     assert len(expected) == len(sources)
 
 
-def test_no_more_programs_than_lengths(params, sources):
-    options = SearchOptions(beam_size=2)
-    generator = Generator((CONFIG, params), options, batching=BATCHING)
+def test_no_more_programs_than_lengths(generator, sources):
+    """Whatever the number of sources, their lengths and their limits; what this generator needs is compiled once."""
+    generator(sources, max_length=LIMIT)
     before = search._cache_size()
     for count in (1, 3, 40, 17):
         generator(sources[:count], max_length=LIMIT)
-        generator(sources[-count:], max_length=LIMIT)
-    assert search._cache_size() - before == len(generator.shapes) == 3
+        generator(sources[-count:], max_length=LIMIT, min_length=2)
+    assert search._cache_size() == before
+    assert {(rows, length) for rows, length, *_ in generator.shapes} == {(4, 7), (2, 14)}
+    assert len(generator.shapes) == 2
+    other = Generator(
+        (CONFIG, generator.params), SearchOptions(beam_size=1), batching=Batching(lengths=(14,), tokens=28)
+    )
+    other(sources[:2], max_length=2)
+    assert search._cache_size() == before + 1, "the count would see another program"
 
 
 def test_shapes_make_no_difference(generator, params, sources):
