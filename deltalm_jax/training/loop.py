@@ -137,7 +137,7 @@ def train(
             run_dir / "checkpoints", options.keep_checkpoints, options.keep_checkpoint_every, print,
             before_record=(files.keep, confirm),
         ) as checkpoints,
-        contextlib.closing(Profiler(profile_steps, files.folder / "profile")) as profiler,
+        contextlib.closing(Profiler(profile_steps, files.folder / "profile", run_dir / "profile")) as profiler,
         jax.set_mesh(mesh),
         watch.peers.telling(),  # innermost: closing the others may wait for other processes
     ):  # fmt: skip

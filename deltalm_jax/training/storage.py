@@ -26,12 +26,14 @@ _THREADS = 8
 
 
 def run_path(location: str | Path) -> Path:
-    """A run directory's path: a folder, or a place in a bucket (gs://BUCKET/FOLDER).
+    """A run directory's path: a folder, or a place in a bucket (gs://BUCKET/FOLDER); what is a path stays as it is.
 
     Raises:
       LocationError: it is the URL of something else, or the package for gs:// is missing.
     """
-    is_bucket = isinstance(location, str) and location.startswith("gs://")
+    if not isinstance(location, str):
+        return location
+    is_bucket = location.startswith("gs://")
     if is_bucket:
         _use_one_client()
     path = as_path(location)

@@ -168,6 +168,9 @@ class StoreLock:
                 return
             time.sleep(_LOOK_SECONDS)
             now = self._read()
+            if now.holder.get("id") == self._about["id"]:  # our own, of which the answer was lost on the way
+                self._mark = now.mark
+                return
             if now.content is not None and now.mark != first.mark:
                 raise RunDirectoryInUseError(
                     f"{self._run_dir} is in use by another run ({now.name}): wait for it, stop it, or choose another "
@@ -239,4 +242,11 @@ def _is_gone(process: Any) -> bool:
     ours = _process(os.getpid())
     if ours is None or not isinstance(process, list) or process[:2] != ours[:2] or len(process) != len(ours):
         return False
-    return _process(int(process[2])) != process
+    pid = int(process[2])
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False  # another user's, which may not even be looked at
+    return _process(pid) != process  # another one of the same number
