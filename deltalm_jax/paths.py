@@ -64,7 +64,7 @@ def store_errors() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if "\n" not in str(error):
+        if error.errno is not None or "\n" not in str(error):
             raise
         # Who may not do what is in a second line, and messages show the first.
         raise OSError(" ".join(str(error).split())) from error

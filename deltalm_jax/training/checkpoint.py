@@ -33,7 +33,7 @@ import orbax.checkpoint as ocp
 
 from deltalm_jax.fault_points import reached
 from deltalm_jax.parallel.agreement import is_as_on_first_process, of_first_process
-from deltalm_jax.paths import store_errors
+from deltalm_jax.paths import is_remote, store_errors
 from deltalm_jax.training.checkpoint_record import (
     RECORD,
     STATE,
@@ -47,6 +47,7 @@ from deltalm_jax.training.checkpoint_record import (
     step_of,
     write_record,
 )
+from deltalm_jax.training.faults import EXIT_LOST
 from deltalm_jax.training.leaves import check_leaves, checked, leaves_of
 from deltalm_jax.training.storage import check_name, storage_of
 
@@ -166,11 +167,11 @@ class Checkpoints(SavedSteps):
             "about": about,
         }
         try:
-            if jax.process_index() == 0:
-                with store_errors():
+            with store_errors():
+                if jax.process_index() == 0:
                     self._make_way(folder)
-            # The next step donates these arrays. orbax holds views or copies of them, which jax leaves alone (tested).
-            self._orbax.save(self.state_path(step), state)
+                # The next step donates these arrays. orbax holds views or copies of them, which jax leaves alone (tested).
+                self._orbax.save(self.state_path(step), state)
         except Exception as error:
             self._discard(folder)
             raise self._failure(error) from error
@@ -244,7 +245,8 @@ class Checkpoints(SavedSteps):
             self.warn(f"WARNING: step {record['step']} is saved, but an older one cannot be removed: {_cause(error)}")
 
     def _commit(self, folder: pathlib.Path, record: dict[str, Any]) -> None:
-        self._orbax.wait_until_finished()
+        with store_errors():
+            self._orbax.wait_until_finished()
         step = record["step"]
         reached("save/written", step)
         if jax.process_index() != 0:
@@ -264,15 +266,21 @@ class Checkpoints(SavedSteps):
         step = self._saving
         try:
             saved = self.steps()
-        except UnreadableError as failure:  # a store that does not answer: no news of it beside its own error
-            return CheckpointError(f"step {step} is not saved: {_cause(error)} ({failure})")
-        what = (
-            f"step {step} is saved, but older ones cannot be retired" if step in saved else f"step {step} is not saved"
-        )
-        left = f"the newest saved step is {saved[-1]}" if saved else "no step is saved"
-        return CheckpointError(
+        except UnreadableError as unreadable:  # a store that does not answer: no news of it beside its own error
+            what, left = f"step {step} is not saved", str(unreadable)
+        else:
+            what = (
+                f"step {step} is saved, but older ones cannot be retired"
+                if step in saved
+                else f"step {step} is not saved"
+            )
+            left = f"the newest saved step is {saved[-1]}" if saved else "no step is saved"
+        failure = CheckpointError(
             f"{f'{self._ending}, but ' if self._ending else ''}{what}: {_cause(error)} ({self.folder(step)}; {left})"
         )
+        if is_remote(self.directory) and not re.search("Forbidden|PERMISSION_DENIED", str(error)):
+            failure.exit_code = EXIT_LOST  # an outage passes, where a full disk needs a person: start the run again
+        return failure
 
     def _discard(self, folder: pathlib.Path) -> None:
         """Removes what a failed save has left of its step, as far as that can be done."""

@@ -271,13 +271,15 @@ def test_what_killed_runs_left_is_removed_and_strangers_objects_are_not(director
     assert SavedSteps(directory, pytest.fail).verify(30)
 
 
-@pytest.mark.parametrize("at", ["state/_sharding", "state/manifest.ocdbt", "record.json"])
-def test_a_store_that_takes_no_more_fails_the_save_and_only_that(directory, store, at):
+@pytest.mark.parametrize(("status", "code"), [(403, 2), (418, 70)], ids=["forbidden", "outage"])
+@pytest.mark.parametrize("at", ["state/_sharding", "state/manifest.ocdbt", "state/_METADATA", "record.json"])
+def test_a_store_that_takes_no_more_fails_the_save_and_only_that(directory, store, at, status, code):
     with opened(directory) as checkpoints:
         save_all(checkpoints, 5)
-        store.refuse = lambda method, name: 403 if method == "POST" and name.endswith(f"10/{at}") else None
-        with pytest.raises(CheckpointError, match=r"step 10 is not saved: .*refused.*newest saved step is 5"):
+        store.refuse = lambda method, name: status if method == "POST" and name.endswith(f"10/{at}") else None
+        with pytest.raises(CheckpointError, match=r"step 10 is not saved: .*refused.*newest saved step is 5") as error:
             save_all(checkpoints, 10)
+        assert error.value.exit_code == code, "by which a scheduler knows whether to start the run again"
         store.refuse = lambda method, name: None
         save_all(checkpoints, 15)
         assert not below(directory, store, 10)
