@@ -36,8 +36,8 @@ def run_path(location: str | Path) -> Path:
     is_bucket = location.startswith("gs://")
     if is_bucket:
         _use_one_client()
-    path = as_path(location)
-    if is_remote(path) and not (is_bucket and cast(Any, path).path.rstrip("/").count("/")):
+    path = as_path(location.rstrip("/") if is_bucket else location)
+    if is_remote(path) and not (is_bucket and location.rstrip("/").count("/") >= 3):
         raise LocationError(
             f"{location}: a run is kept in a folder or in a bucket of Google Cloud Storage, gs://BUCKET/FOLDER; mount other "
             "stores (rclone, s3fs …)"
@@ -66,7 +66,8 @@ def _use_one_client() -> None:
     # By TensorFlow's client otherwise, which takes seconds to import and finds credentials in its own way. epath asks once in
     # a process, at its first path, which may have been anything.
     os.environ.setdefault("EPATH_USE_TF", "false")
-    gpath._is_tf_installed.cache_clear()
+    if asked := getattr(gpath, "_is_tf_installed", None):
+        asked.cache_clear()
     for kind in ("gs", "gcs"):
         fsspec.config.conf.setdefault(kind, {}).setdefault("use_listings_cache", False)
 
