@@ -50,6 +50,7 @@ class Bucket:
             "STORAGE_EMULATOR_HOST": self.url,
             "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # which asks Google by another way (gRPC) what the bucket is
             "GOOGLE_AUTH_TOKEN_FOR_TESTING": "none",  # of tensorstore
+            "NO_GCE_CHECK": "true",  # of google.auth: an account of this machine is not looked for
         }
 
     def __getitem__(self, name: str) -> bytes:
