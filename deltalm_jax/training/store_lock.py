@@ -32,7 +32,7 @@ from deltalm_jax.training.ownership import RunDirectoryError, RunDirectoryInUseE
 STALE_SECONDS = 180.0
 # Between two signs of life, and so long that a live one is not missed. Other processes than the first: there are many.
 _BEAT_SECONDS, _OTHERS_BEAT_SECONDS = 2.0, 20.0
-_WATCH_SECONDS = 5.0
+_WATCH_SECONDS, _OTHERS_WATCH_SECONDS = 5.0, 45.0
 _LOOK_SECONDS = 0.5
 # Of one request, with its repetitions: a few seconds.
 _RETRIES = {"gcs_request_retries": {"max_retries": 3, "initial_delay": "500ms", "max_delay": "2s"}}
@@ -79,7 +79,9 @@ class StoreLock:
     ):
         self._run_dir, self._say, self._lost = run_dir, say, lost
         self._key = f".lock-{process_id}" if process_id else ".lock"
-        self._beat_seconds = _OTHERS_BEAT_SECONDS if process_id else _BEAT_SECONDS
+        self._beat_seconds, self._watch_seconds = _BEAT_SECONDS, _WATCH_SECONDS
+        if process_id:
+            self._beat_seconds, self._watch_seconds = _OTHERS_BEAT_SECONDS, _OTHERS_WATCH_SECONDS
         self._about = {
             "holder": f"{socket.gethostname()}, process {os.getpid()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}",
             "id": uuid.uuid4().hex,
@@ -149,13 +151,13 @@ class StoreLock:
                 why = f"{first.name} is no more"
             else:
                 watched = time.monotonic() - since
-                silent = max(watched, min(first.age(), STALE_SECONDS)) if watched >= _WATCH_SECONDS else watched
+                silent = max(watched, min(first.age(), STALE_SECONDS)) if watched >= self._watch_seconds else watched
                 why = (
                     f"{first.name} has given no sign of life for {STALE_SECONDS:.0f} s"
                     if silent >= STALE_SECONDS
                     else ""
                 )
-                if not why and watched >= _WATCH_SECONDS and not told:
+                if not why and watched >= self._watch_seconds and not told:
                     told = True
                     self._say(
                         f"{self._run_dir} is locked by a run that gives no sign of life ({first.name}); it is taken over in "
