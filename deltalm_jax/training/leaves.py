@@ -18,6 +18,7 @@ def leaves_of(tree: Any) -> dict[str, list[Any]]:
 
 
 def check_leaves(saved: dict[str, list[Any]], wanted: dict[str, list[Any]], what: str) -> None:
+    """Raises CheckpointError, which names leaves, if two results of `leaves_of` differ; `what` is whose the first one is."""
     differences = [
         f"{name}: checkpoint {_show(saved.get(name))}, this run {_show(wanted.get(name))}"
         for name in sorted(saved.keys() | wanted.keys())
