@@ -12,6 +12,7 @@ from typing import Any
 
 from deltalm_jax import redaction
 from deltalm_jax.errors import UserError
+from deltalm_jax.paths import store_errors
 from deltalm_jax.training.checkpoint_record import (
     RECORD,
     STATE,
@@ -21,6 +22,7 @@ from deltalm_jax.training.checkpoint_record import (
     printable,
     step_of,
 )
+from deltalm_jax.training.storage import check_readable, run_path, storage_of
 
 _DESCRIPTION = """
 Look at the checkpoints of a run, which may be going on: nothing is written.
@@ -50,7 +52,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
 
     def add(name: str, text: str) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text, **options)
-        command.add_argument("run_dir", type=pathlib.Path, metavar="RUN_DIR", help="the run's directory")
+        command.add_argument("run_dir", metavar="RUN_DIR", help="the run's directory, which may be gs://BUCKET/FOLDER")
         return command
 
     listing = add("list", "steps with size, date and state; what is damaged, unfinished or something else")
@@ -62,7 +64,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     )
     differing.add_argument("step_a", type=int, metavar="STEP_A")
     differing.add_argument("step_b", type=int, metavar="STEP_B")
-    differing.add_argument("--other", type=pathlib.Path, metavar="RUN_DIR", help="the run of STEP_B, if it is another")
+    differing.add_argument("--other", metavar="RUN_DIR", help="the run of STEP_B, if it is another")
     return parser.parse_args(arguments)
 
 
@@ -71,13 +73,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     redaction.install()
     flags = parse_arguments(sys.argv[1:] if arguments is None else arguments)
     try:
-        match flags.what:
-            case "list":
-                return _list(flags.run_dir, flags.digests)
-            case "verify":
-                return _verify(flags.run_dir, flags.step)
-            case _:
-                return _diff(flags.run_dir, flags.step_a, flags.other or flags.run_dir, flags.step_b)
+        run_dir, other = run_path(flags.run_dir), run_path(getattr(flags, "other", None) or flags.run_dir)
+        with store_errors():
+            match flags.what:
+                case "list":
+                    return _list(run_dir, flags.digests)
+                case "verify":
+                    return _verify(run_dir, flags.step)
+                case _:
+                    return _diff(run_dir, flags.step_a, other, flags.step_b)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -103,7 +107,7 @@ def _list(run_dir: pathlib.Path, digests: bool) -> int:
             written, temporary = "?", False
         how = "temporary" if temporary else "for good" if kept and step % kept == 0 else "newest"
         print(f"{step:10} {_size(records.folder(step)):>10}  {written:20} {how:9} {damage}")
-    others = [entry for entry in sorted(records.directory.iterdir()) if step_of(entry) not in steps]
+    others = [entry for entry in storage_of(run_dir).entries(records.directory) if step_of(entry) not in steps]
     for entry in others:
         if entry.name.startswith(".deleting-"):
             what = "retired, and not yet deleted"
@@ -173,6 +177,7 @@ def _diff(run_a: pathlib.Path, step_a: int, run_b: pathlib.Path, step_b: int) ->
 
 def _directory(run_dir: pathlib.Path) -> pathlib.Path:
     """`RUN_DIR/checkpoints`, if it is there."""
+    check_readable(run_dir)
     directory = run_dir / "checkpoints"
     if directory.is_dir():
         return directory
@@ -198,7 +203,7 @@ def _kept_for_good(run_dir: pathlib.Path) -> int | None:
 def _size(folder: pathlib.Path) -> str:
     """Bytes of a step's files that are there, as text."""
     try:
-        size = sum((folder / name).stat().st_size for name in [*files_below(folder, STATE), RECORD])
+        size = sum(size or 0 for size in files_below(folder, STATE).values()) + (folder / RECORD).stat().st_size
     except OSError:
         return "?"
     return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.2f} MB"

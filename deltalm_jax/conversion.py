@@ -24,6 +24,7 @@ from deltalm_jax.errors import UserError
 from deltalm_jax.model.config import ModelConfig
 from deltalm_jax.model.deltalm import Params
 from deltalm_jax.model.warm_start import INITIALIZATIONS, num_decoder_layers, warm_start, with_new_rows
+from deltalm_jax.paths import is_remote
 from deltalm_jax.saved_model import open_model
 from deltalm_jax.weights import deltalm
 from deltalm_jax.weights.files import config_json, vocabulary_file
@@ -142,6 +143,10 @@ def convert(request: Request) -> Converted:
 def _read(request: Request) -> Converted:
     if request.source == "native":
         return _read_native(request)
+    if is_remote(request.input):
+        raise ConversionError(
+            f"--input={request.input}: weights of this format are read from a disk: copy them there first"
+        )
     old, vocabulary = _vocabularies(request)
     if request.source == "xlm_roberta":
         return _from_encoder(request, vocabulary, old)

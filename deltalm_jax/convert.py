@@ -47,7 +47,9 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     )
     what = parser.add_argument_group("what")
     what.add_argument("--from", dest="source", choices=SOURCES, required=True, help="format of the input")
-    what.add_argument("--input", type=pathlib.Path, required=True, metavar="PATH", help="file or folder to read")
+    what.add_argument(
+        "--input", required=True, metavar="PATH", help="file or folder to read; a run's may be gs://BUCKET/FOLDER"
+    )
     what.add_argument(
         "--to", dest="target", choices=TARGETS, default="native", help="format of the output (default: native)"
     )
@@ -112,8 +114,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from deltalm_jax.conversion import Request, convert
     from deltalm_jax.errors import UserError
     from deltalm_jax.model.config import parameter_count
+    from deltalm_jax.training.storage import run_path
 
     try:
+        flags.input = run_path(flags.input)
         model = convert(Request(**vars(flags)))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

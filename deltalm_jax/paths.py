@@ -11,6 +11,7 @@ import contextlib
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +19,8 @@ from deltalm_jax.errors import UserError
 
 _URL = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
 _LOCAL = ("file", "local")
+# The packages behind fsspec's file systems that raise errors of their own.
+_CLIENTS = ("aiohttp", "gcsfs", "google")
 
 
 class LocationError(UserError, ValueError):
@@ -51,6 +54,27 @@ def as_path(location: str | Path) -> Path:
     return cast(Path, path)
 
 
+@contextlib.contextmanager
+def store_errors() -> Iterator[None]:
+    """Inside, what an object store's client raises is an OSError, as what a file system raises is.
+
+    Raises:
+      OSError: in place of the client's own errors; with their words.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None or "\n" not in str(error):
+            raise
+        # Who may not do what is in a second line, and messages show the first.
+        raise OSError(" ".join(str(error).split())) from error
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in _CLIENTS:
+            raise
+        words = " ".join(str(error).split()) or type(error).__name__
+        raise OSError(f"the object store answers: {words}") from error
+
+
 def is_remote(path: Path) -> bool:
     """Whether a path of `as_path` is an object store's."""
     return not isinstance(path, Path)
@@ -79,7 +103,7 @@ def upload(local: Path, path: Path) -> None:
     Raises:
       OSError: from the store.
     """
-    with local.open("rb") as source, path.open("wb") as target:
+    with store_errors(), local.open("rb") as source, path.open("wb") as target:
         shutil.copyfileobj(source, target, 8 << 20)
 
 

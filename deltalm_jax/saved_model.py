@@ -21,7 +21,9 @@ from deltalm_jax.data.vocabulary import Vocabulary
 from deltalm_jax.errors import UserError
 from deltalm_jax.model.config import ModelConfig, resolve_compute_dtype
 from deltalm_jax.model.deltalm import Params, apply_decoder, apply_encoder, logits
+from deltalm_jax.paths import is_remote
 from deltalm_jax.training.checkpoint import SavedSteps
+from deltalm_jax.training.storage import check_readable, run_path
 from deltalm_jax.weights.model_folder import DESCRIPTION, ModelFolder, load_vocabulary
 from deltalm_jax.weights.state_dict import abstract_params
 
@@ -59,17 +61,25 @@ def open_model(path: str | Path) -> SavedModel:
 
     Args:
       path: a folder written by `python -m deltalm_jax.convert --to=native`; or a run directory, or one step in its
-        `checkpoints`, of which the moving average is taken if there is one. Of a run, the newest step that verifies.
+        `checkpoints`, of which the moving average is taken if there is one. Of a run, the newest step that verifies. A run
+        may be in a bucket (gs://…).
 
     Raises:
       SavedModelError: there is none of these, or both.
       WeightsError, CheckpointError: it is damaged.
+      LocationError: it is in a place that cannot be reached from here.
     """
-    path = Path(path).absolute()
+    path = run_path(path)
+    path = path if is_remote(path) else path.absolute()
+    check_readable(path)
     is_folder, is_run = (path / DESCRIPTION).is_file(), (path / "checkpoints").is_dir()
     if is_folder and is_run:
         raise SavedModelError(
             f"{path}: holds both a model ({DESCRIPTION}) and a run (checkpoints/): name one of its checkpoints, or move one"
+        )
+    if is_folder and is_remote(path):
+        raise SavedModelError(
+            f"{path}: a converted model is read from a disk: copy the folder (gcloud storage cp -r {path} .)"
         )
     if is_folder:
         folder = ModelFolder.open(path)

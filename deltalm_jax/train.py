@@ -67,8 +67,9 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[
     )  # fmt: skip
     where = parser.add_argument_group("where to, and what to see")
     where.add_argument(
-        "--run_dir", type=pathlib.Path, metavar="DIR", help="checkpoints and metrics go here (default: runs/<gin name>)"
-    )
+        "--run_dir", metavar="DIR",
+        help="checkpoints and metrics go here, a folder or gs://BUCKET/FOLDER (default: runs/<gin name>)",
+    )  # fmt: skip
     where.add_argument("--dry_run", action="store_true", help="print what the run would be, with examples, and stop")
     where.add_argument(
         "--profile_steps", type=_steps, metavar="FIRST,LAST",
@@ -123,6 +124,7 @@ def _run(flags: argparse.Namespace, bindings: list[str], stop_request: StopReque
     from deltalm_jax.training.loop import train
     from deltalm_jax.training.ownership import RunDirectoryInUseError, owned
     from deltalm_jax.training.prepared import open_or_prepare
+    from deltalm_jax.training.storage import run_path
     from deltalm_jax.training.watch import watching
 
     with contextlib.ExitStack() as stack:
@@ -134,9 +136,9 @@ def _run(flags: argparse.Namespace, bindings: list[str], stop_request: StopReque
 
                 dry_run(config)
                 return 0
-            run_dir = flags.run_dir or pathlib.Path("runs", config.name)
+            run_dir = run_path(flags.run_dir or pathlib.Path("runs", config.name))
             if numbered:
-                stack.enter_context(owned(run_dir, flags.process_id))
+                confirm = stack.enter_context(owned(run_dir, flags.process_id))
             prepared = open_or_prepare(config, alone=flags.coordinator is None, run=stop_request.run)
         except UserError as error:
             if flags.coordinator is not None and not flags.dry_run and not isinstance(error, RunDirectoryInUseError):
@@ -145,8 +147,8 @@ def _run(flags: argparse.Namespace, bindings: list[str], stop_request: StopReque
         _join(flags, stop_request)
         watch = stack.enter_context(watching(stop_request, config.train.hang_limit))
         if not numbered:
-            stack.enter_context(owned(run_dir, jax.process_index()))
-        code = train(config, prepared, run_dir, flags.profile_steps, flags.allow_config_change, watch)
+            confirm = stack.enter_context(owned(run_dir, jax.process_index()))
+        code = train(config, prepared, run_dir, flags.profile_steps, flags.allow_config_change, watch, confirm)
         if code and jax.process_index() == 0:
             print(to_go_on, flush=True)
     return code

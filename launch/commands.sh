@@ -56,13 +56,13 @@ given() {
   done
 }
 
-# shared_run_dir: fails unless the training arguments name a run directory by its whole path.
+# shared_run_dir: fails unless the training arguments name a run directory by its whole path, or in a bucket.
 shared_run_dir() {
   local argument
   for argument in "${TRAINING[@]}"; do
-    [[ $argument == --run_dir=/* ]] && return
+    [[ $argument == --run_dir=/* || $argument == --run_dir=gs://* ]] && return
   done
-  fail "the training needs --run_dir=/… (after --), a folder that all workers see and that outlives them; found:" \
+  fail "the training needs --run_dir=/… or gs://… (after --), a place that all workers see and that outlives them; found:" \
     "$(quoted "${TRAINING[@]}")"
 }
 

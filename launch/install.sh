@@ -12,5 +12,5 @@ cd "$ROOT"
 uv=$(command -v uv || echo "$ROOT/.venv_uv/bin/uv")
 [[ -x $uv ]] || python3 -m pip install --quiet --disable-pip-version-check --target .venv_uv uv
 [[ -x .venv/bin/python ]] || "$uv" venv --quiet --python '>=3.11,<3.14' .venv
-"$uv" pip install --quiet --python .venv/bin/python --constraint constraints.txt --editable ".[$1]"
+"$uv" pip install --quiet --python .venv/bin/python --constraint constraints.txt --editable ".[$1,gcs]"
 echo "$(uname -n): installed in $ROOT/.venv"

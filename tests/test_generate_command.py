@@ -290,15 +290,17 @@ def test_two_processes_write_what_one_writes(folder, written, tmp_path):
     assert (tmp_path / "two").read_bytes() == expected
 
 
-def test_sigterm_keeps_what_is_written(folder, written, tmp_path):
-    lines = TEXTS * 400
-    (tmp_path / "in").write_text("".join(f"{line}\n" for line in lines))
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 75)])
+def test_a_run_that_is_ended_from_outside_goes_on(folder, written, tmp_path, number: int, code: int):
+    lines = TEXTS * 60
+    expected = written(lines=lines, output="expected")
     files = [f"--input={tmp_path / 'in'}", f"--output={tmp_path / 'out'}"]
     process = subprocess.Popen(command(folder, *files), env=environment(devices=8), stderr=subprocess.PIPE, text=True)
-    while (process.poll() is None and not (tmp_path / "out").exists()) or (tmp_path / "out").stat().st_size == 0:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
+    while process.poll() is None and not ((tmp_path / "out").exists() and (tmp_path / "out").stat().st_size):
+        time.sleep(0.01)
+    process.send_signal(number)
     _, error = process.communicate(timeout=60)
-    assert process.returncode == 75, error
-    assert "the same command goes on" in error
+    assert process.returncode == code, error
+    assert (code < 0) or "the same command goes on" in error
     assert 0 < json.loads((tmp_path / "out.progress.json").read_text())["lines"] < len(lines)
+    assert written(lines=lines) == expected

@@ -18,7 +18,7 @@ import numpy as np
 import xxhash
 from array_record.python import array_record_module
 
-from deltalm_jax.paths import as_path, is_remote, make_folder, upload
+from deltalm_jax.paths import as_path, is_remote, make_folder, store_errors, upload
 
 MAX_ID = 2**24 - 1
 _BYTES_PER_ID = 3
@@ -166,7 +166,8 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     """Writes a file (text as UTF-8) so that, whatever happens, it has either the old or the whole new content."""
     data = content.encode() if isinstance(content, str) else content
     if is_remote(path):
-        path.write_bytes(data)
+        with store_errors():
+            path.write_bytes(data)
         return
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:

@@ -11,7 +11,8 @@ before anything is read. A save goes in this order:
     record read back, sizes compared                only then
     older steps retired                             renamed to .deleting-…, then deleted
 
-A failure before the record is on disk removes what was written of that step and touches no other.
+In a bucket nothing is renamed (`storage.py`): orbax writes into state and a commit file last, and of an older step the
+record is deleted first. A failure before the record is on disk removes what was written of that step and touches no other.
 """
 
 from __future__ import annotations
@@ -24,18 +25,15 @@ import pathlib
 import re
 import shutil
 import time
-import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 
-from deltalm_jax.data.shards import sync
 from deltalm_jax.fault_points import reached
 from deltalm_jax.parallel.agreement import is_as_on_first_process, of_first_process
-from deltalm_jax.parallel.sharding import path_name
+from deltalm_jax.paths import is_remote, store_errors
 from deltalm_jax.training.checkpoint_record import (
     RECORD,
     STATE,
@@ -49,6 +47,9 @@ from deltalm_jax.training.checkpoint_record import (
     step_of,
     write_record,
 )
+from deltalm_jax.training.faults import EXIT_LOST
+from deltalm_jax.training.leaves import check_leaves, checked, leaves_of
+from deltalm_jax.training.storage import check_name, storage_of
 
 # Of a save in all, in the background: orbax gives up after it (by itself after 20 minutes).
 _SAVE_SECONDS = 2 * 3600
@@ -66,6 +67,10 @@ class SavedSteps(StepRecords):
       warn: takes one line of text when a damaged step is passed over.
     """
 
+    def state_path(self, step: int) -> str:
+        """Where orbax writes a step's arrays, and reads them: it knows folders and gs:// by their text."""
+        return str(self.folder(step) / STATE)
+
     def restore_part(self, record: dict[str, Any], part: str, abstract: Any) -> Any:
         """Reads a part of a verified step's state, such as "params", into the shardings of `abstract`.
 
@@ -79,7 +84,7 @@ class SavedSteps(StepRecords):
         """
         prefix = f"{part}/"
         saved = {k.removeprefix(prefix): leaf for k, leaf in record["leaves"].items() if k.startswith(prefix)}
-        _check_leaves(saved, _leaves(abstract), f"{part} of checkpoint {record['step']}")
+        check_leaves(saved, leaves_of(abstract), f"{part} of checkpoint {record['step']}")
         default = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         item = {
             part: jax.tree.map(
@@ -90,8 +95,8 @@ class SavedSteps(StepRecords):
             arguments = ocp.args.PyTreeRestore(
                 item=item, restore_args=ocp.checkpoint_utils.construct_restore_args(item), partial_restore=True
             )
-            restored = orbax.restore(self.folder(record["step"]) / STATE, args=arguments)[part]
-        return _checked(restored, item[part], f"{part} of checkpoint {record['step']}")
+            restored = orbax.restore(self.state_path(record["step"]), args=arguments)[part]
+        return checked(restored, item[part], f"{part} of checkpoint {record['step']}")
 
 
 class Checkpoints(SavedSteps):
@@ -104,20 +109,31 @@ class Checkpoints(SavedSteps):
       keep: newest steps kept.
       keep_every: steps at multiples of this are kept for good; None keeps none so.
       warn: takes one line of text when something is passed over, removed or left alone.
+      before_record: called on process 0, in the background, when all of a step but its record is saved; an OSError of
+        theirs fails the save.
 
     Raises:
       CheckpointError: the directory cannot be made or written to.
+      LocationError: what is written below a directory of this name could not be read.
     """
 
-    def __init__(self, directory: pathlib.Path, keep: int, keep_every: int | None, warn: Callable[[str], None]):
+    def __init__(
+        self,
+        directory: pathlib.Path,
+        keep: int,
+        keep_every: int | None,
+        warn: Callable[[str], None],
+        before_record: Sequence[Callable[[], None]] = (),
+    ):
         super().__init__(directory, warn)
-        self.keep, self.keep_every = keep, keep_every
+        check_name(self.directory)
+        self.keep, self.keep_every, self._before_record = keep, keep_every, before_record
+        self._storage = storage_of(self.directory)
         if jax.process_index() == 0:
             try:
-                self.directory.mkdir(parents=True, exist_ok=True)
-                if not os.access(self.directory, os.W_OK | os.X_OK):
-                    raise PermissionError(None, "no permission to write there")
-                self._clean_up()
+                with store_errors():
+                    self._storage.make(self.directory)
+                    self._clean_up()
             except OSError as error:
                 raise CheckpointError(f"no checkpoint can be saved in {self.directory}: {_cause(error)}") from error
         self._orbax = ocp.StandardCheckpointer(async_options=ocp.options.AsyncOptions(timeout_secs=_SAVE_SECONDS))
@@ -158,14 +174,15 @@ class Checkpoints(SavedSteps):
             "written": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%dT%H:%M:%SZ}",
             "step": step,
             "temporary": temporary,
-            "leaves": _leaves(state),
+            "leaves": leaves_of(state),
             "about": about,
         }
         try:
-            if jax.process_index() == 0:
-                self._make_way(folder)
-            # The next step donates these arrays. orbax holds views or copies of them, which jax leaves alone (tested).
-            self._orbax.save(folder / STATE, state)
+            with store_errors():
+                if jax.process_index() == 0:
+                    self._make_way(folder)
+                # The next step donates these arrays. orbax holds views or copies of them, which jax leaves alone (tested).
+                self._orbax.save(self.state_path(step), state)
         except Exception as error:
             self._discard(folder)
             raise self._failure(error) from error
@@ -220,8 +237,8 @@ class Checkpoints(SavedSteps):
           CheckpointError: the trees differ; names the leaves.
         """
         what = f"checkpoint {record['step']}"
-        _check_leaves(record["leaves"], _leaves(abstract), what)
-        return _checked(self._orbax.restore(self.folder(record["step"]) / STATE, abstract), abstract, what)
+        check_leaves(record["leaves"], leaves_of(abstract), what)
+        return checked(self._orbax.restore(self.state_path(record["step"]), abstract), abstract, what)
 
     def _commit_or_discard(self, folder: pathlib.Path, record: dict[str, Any]) -> None:
         try:
@@ -233,54 +250,66 @@ class Checkpoints(SavedSteps):
             return
         reached("save/retire", record["step"])
         try:
-            self._prune(record["step"])
+            with store_errors():
+                self._prune(record["step"])
         except OSError as error:
             self.warn(f"WARNING: step {record['step']} is saved, but an older one cannot be removed: {_cause(error)}")
 
     def _commit(self, folder: pathlib.Path, record: dict[str, Any]) -> None:
-        self._orbax.wait_until_finished()
+        with store_errors():
+            self._orbax.wait_until_finished()
         step = record["step"]
         reached("save/written", step)
         if jax.process_index() != 0:
             return
-        names = files_below(folder)
-        # The record must not reach the disk before what it vouches for: contents, then the names of these.
-        for place in [*names, *sorted({str(pathlib.Path(name).parent) for name in names}, reverse=True), ""]:
-            sync(folder / place)
-        sync(self.directory)
-        digests = digest_files(folder, names)
-        record["files"] = {
-            name: {"bytes": (folder / name).stat().st_size, "xxh3": digest} for name, digest in digests.items()
-        }
+        sizes = files_below(folder)
+        self._storage.settle(folder, [*sizes])
+        digests = digest_files(folder, sizes)
+        record["files"] = {name: {"bytes": sizes[name], "xxh3": digest} for name, digest in digests.items()}
+        for act in self._before_record:
+            act()
         reached("save/record", step)
         write_record(folder, record)
         # The digests are of what was read back just now, so sizes do; the record itself is read, by its own digest.
         self.verify(step, digests=False)
 
     def _failure(self, error: Exception) -> CheckpointError:
-        saved, step = self.steps(), self._saving
-        what = (
-            f"step {step} is saved, but older ones cannot be retired" if step in saved else f"step {step} is not saved"
-        )
-        left = f"the newest saved step is {saved[-1]}" if saved else "no step is saved"
-        return CheckpointError(
+        step = self._saving
+        try:
+            saved = self.steps()
+        except UnreadableError as unreadable:  # a store that does not answer: no news of it beside its own error
+            what, left = f"step {step} is not saved", str(unreadable)
+        else:
+            what = (
+                f"step {step} is saved, but older ones cannot be retired"
+                if step in saved
+                else f"step {step} is not saved"
+            )
+            left = f"the newest saved step is {saved[-1]}" if saved else "no step is saved"
+        failure = CheckpointError(
             f"{f'{self._ending}, but ' if self._ending else ''}{what}: {_cause(error)} ({self.folder(step)}; {left})"
         )
+        if is_remote(self.directory) and not re.search("Forbidden|PERMISSION_DENIED", str(error)):
+            failure.exit_code = EXIT_LOST  # an outage passes, where a full disk needs a person: start the run again
+        return failure
 
     def _discard(self, folder: pathlib.Path) -> None:
         """Removes what a failed save has left of its step, as far as that can be done."""
         with contextlib.suppress(Exception):
             self._orbax.wait_until_finished()
-        if jax.process_index() == 0 and os.path.lexists(folder) and is_removable(folder):
-            try:
-                self._remove(folder)
-            except OSError as error:
-                self.warn(f"WARNING: {folder} is left unfinished: {_cause(error)}")
+        if jax.process_index() != 0:
+            return
+        try:
+            with store_errors():
+                if self._storage.exists(folder) and is_removable(folder):
+                    self._remove(folder)
+        except OSError as error:
+            self.warn(f"WARNING: {folder} is left unfinished: {_cause(error)}")
 
     def _clean_up(self) -> None:
         """Removes what killed runs left: half-deleted steps, and steps that have no record."""
-        for entry in sorted(self.directory.iterdir()):
-            unfinished = step_of(entry) is not None and not os.path.lexists(entry / RECORD)
+        for entry in self._storage.entries(self.directory):
+            unfinished = step_of(entry) is not None and not self._storage.exists(entry / RECORD)
             if re.fullmatch(r"\.deleting-[0-9]+-[0-9a-f]+", entry.name) and not entry.is_symlink():
                 shutil.rmtree(entry)
             elif unfinished and is_removable(entry):
@@ -291,15 +320,15 @@ class Checkpoints(SavedSteps):
 
     def _make_way(self, folder: pathlib.Path) -> None:
         """Removes an unfinished or damaged step (passed over on resume) of this name; sets anything else aside."""
-        if not os.path.lexists(folder):
+        if not self._storage.exists(folder):
             return
         if is_removable(folder):
             self._remove(folder)
             return
         number = 1
-        while os.path.lexists(aside := folder.with_name(f"{folder.name}.set-aside-{number}")):
+        while self._storage.exists(aside := folder.with_name(f"{folder.name}.set-aside-{number}")):
             number += 1
-        folder.rename(aside)
+        self._storage.rename(folder, aside)
         self.warn(f"WARNING: {folder} was no checkpoint of this run's: it is now {aside}")
 
     def _prune(self, newest: int) -> None:
@@ -315,7 +344,7 @@ class Checkpoints(SavedSteps):
             if whole < self.keep and self._is_lasting(step):
                 kept.add(step)
                 whole += 1
-        for folder in sorted(self.directory.iterdir()):
+        for folder in self._storage.entries(self.directory):
             if (step_of(folder) not in {None, *kept}) and is_removable(folder):
                 self._remove(folder)
 
@@ -329,11 +358,7 @@ class Checkpoints(SavedSteps):
             return False
 
     def _remove(self, folder: pathlib.Path) -> None:
-        # Renamed first: a kill in the middle must not leave a half-deleted step under a name that counts.
-        away = folder.with_name(f".deleting-{folder.name}-{uuid.uuid4().hex}")
-        folder.rename(away)
-        reached("save/delete", int(folder.name))
-        shutil.rmtree(away)
+        self._storage.remove(folder, int(folder.name), RECORD)
 
 
 def newest_checkpoint(checkpoints: Checkpoints) -> dict[str, Any] | None:
@@ -370,21 +395,6 @@ def _as_soon_as_seen(verify: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         time.sleep(1.0)
 
 
-def _checked(restored: Any, abstract: Any, what: str) -> Any:
-    """The restored tree, if every leaf has the dtype and the sharding asked for: orbax would cast without a word."""
-    for (path, leaf), target in zip(
-        jax.tree_util.tree_leaves_with_path(restored), jax.tree.leaves(abstract), strict=True
-    ):
-        if leaf.dtype != target.dtype or leaf.shape != target.shape:
-            raise CheckpointError(
-                f"{what}: {path_name(path)} was read as {leaf.dtype}{list(leaf.shape)}, not as "
-                f"{target.dtype}{list(target.shape)}"
-            )
-        if target.sharding is not None and not leaf.sharding.is_equivalent_to(target.sharding, leaf.ndim):
-            raise CheckpointError(f"{what}: {path_name(path)} was read onto {leaf.sharding}, not {target.sharding}")
-    return restored
-
-
 def _cause(error: BaseException) -> str:
     """What went wrong, readable: the system's words where it was the system's doing, else the first line."""
     if isinstance(error, OSError) and error.strerror:
@@ -393,24 +403,3 @@ def _cause(error: BaseException) -> str:
     if code := re.search(r"os_error_code='([0-9]+)'", text):  # TensorStore's, after a page of its own state
         return os.strerror(int(code[1]))
     return printable(text.partition("\n")[0])
-
-
-def _leaves(tree: Any) -> dict[str, list[Any]]:
-    """{path: [shape, dtype]} of a tree's leaves."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {path_name(path): [list(np.shape(leaf)), str(leaf.dtype)] for path, leaf in leaves}
-
-
-def _check_leaves(saved: dict[str, list[Any]], wanted: dict[str, list[Any]], what: str) -> None:
-    differences = [
-        f"{name}: checkpoint {_show(saved.get(name))}, this run {_show(wanted.get(name))}"
-        for name in sorted(saved.keys() | wanted.keys())
-        if saved.get(name) != wanted.get(name)
-    ]
-    if differences:
-        more = f" (and {len(differences) - 5} more)" if len(differences) > 5 else ""
-        raise CheckpointError(f"{what} does not fit this run: {'; '.join(differences[:5])}{more}")
-
-
-def _show(leaf: list[Any] | None) -> str:
-    return f"{leaf[1]}{leaf[0]}" if leaf else "has no such leaf"

@@ -16,7 +16,6 @@ import orbax.checkpoint as ocp
 
 from deltalm_jax.parallel.sharding import path_name
 from deltalm_jax.training.checkpoint import CheckpointError, SavedSteps
-from deltalm_jax.training.checkpoint_record import STATE
 
 _GROUP_BYTES = 256 << 20
 _BLOCK = 1 << 22
@@ -106,7 +105,7 @@ def read_leaves(steps: SavedSteps, record: dict[str, Any], names: list[str]) -> 
     Raises:
       CheckpointError: an array has not the shape and dtype that the record says, or cannot be read.
     """
-    folder = steps.folder(record["step"]) / STATE
+    folder = steps.state_path(record["step"])
     try:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as orbax:
             tree = orbax.metadata(folder).item_metadata.tree

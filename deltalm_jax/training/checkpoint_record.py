@@ -23,7 +23,6 @@ from __future__ import annotations
 import concurrent.futures
 import errno
 import json
-import os
 import pathlib
 import re
 from collections.abc import Callable, Iterable
@@ -34,6 +33,8 @@ import xxhash
 import deltalm_jax
 from deltalm_jax.data.shards import digest_file, write_atomically
 from deltalm_jax.errors import UserError
+from deltalm_jax.paths import is_remote, store_errors
+from deltalm_jax.training.storage import storage_of
 
 FORMAT = 2
 RECORD = "record.json"
@@ -63,7 +64,8 @@ _DAMAGE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP}
 
 def reading_error(path: object, error: OSError) -> CheckpointError:
     """The error for a file or folder that could not be read."""
-    kind = CheckpointError if error.errno in _DAMAGE else UnreadableError
+    # Object stores' clients raise the class without the number.
+    kind = CheckpointError if error.errno in _DAMAGE or isinstance(error, FileNotFoundError) else UnreadableError
     return kind(f"{printable(path)} cannot be read: {error.strerror or error}")
 
 
@@ -87,7 +89,8 @@ def digest_files(folder: pathlib.Path, names: Iterable[str]) -> dict[str, str]:
 
     def digest(name: str) -> str:
         try:
-            return digest_file(folder / name)
+            with store_errors():
+                return digest_file(folder / name)
         except OSError as error:
             raise reading_error(folder / name, error) from error
 
@@ -96,23 +99,16 @@ def digest_files(folder: pathlib.Path, names: Iterable[str]) -> dict[str, str]:
         return dict(zip(names, pool.map(digest, names), strict=True))
 
 
-def files_below(folder: pathlib.Path, part: str = STATE) -> list[str]:
-    """Paths in `folder` of all that lies below its subfolder `part` and is no folder, in order.
+def files_below(folder: pathlib.Path, part: str = STATE) -> dict[str, int | None]:
+    """All that lies below `folder/part` and is no folder: path in `folder`, and size, or None for what is no file, in order.
 
     Links are not followed; one to a folder counts as a file.
 
     Raises:
       OSError: a folder cannot be listed.
     """
-
-    def fail(error: OSError) -> None:
-        raise error
-
-    found = []
-    for place, folders, files in os.walk(folder / part, onerror=fail):
-        links = [name for name in folders if os.path.islink(os.path.join(place, name))]
-        found += [os.path.relpath(os.path.join(place, name), folder) for name in [*files, *links]]
-    return sorted(found)
+    with store_errors():
+        return storage_of(folder).files(folder, part)
 
 
 def encode_record(record: dict[str, Any]) -> bytes:
@@ -135,7 +131,8 @@ def read_record(folder: pathlib.Path) -> dict[str, Any]:
     """
     path = folder / RECORD
     try:
-        data = path.read_bytes()
+        with store_errors():
+            data = path.read_bytes()
     except OSError as error:
         raise reading_error(path, error) from error
     end = len(_HEAD) + len(_NO_DIGEST)
@@ -182,12 +179,14 @@ def is_removable(folder: pathlib.Path) -> bool:
 
     It must be a real folder (no link) that holds nothing but what a save leaves, and no record of another format.
     """
-    if folder.is_symlink() or not folder.is_dir():
-        return False
+    storage = storage_of(folder)
     try:
-        if not all(_OURS.fullmatch(name) for name in os.listdir(folder)):
-            return False
-        return _format_of((folder / RECORD).read_bytes()) in (None, FORMAT)
+        with store_errors():
+            if not storage.is_folder(folder):
+                return False
+            if not all(_OURS.fullmatch(entry.name) for entry in storage.entries(folder)):
+                return False
+            return _format_of((folder / RECORD).read_bytes()) in (None, FORMAT)
     except FileNotFoundError:
         return True  # never finished
     except OSError:
@@ -203,16 +202,25 @@ class StepRecords:
     """
 
     def __init__(self, directory: pathlib.Path, warn: Callable[[str], None]) -> None:
-        self.directory, self.warn = directory.absolute(), warn  # orbax wants an absolute path
+        # orbax wants an absolute path.
+        self.directory, self.warn = directory if is_remote(directory) else directory.absolute(), warn
 
     def folder(self, step: int) -> pathlib.Path:
         """Where a step is, whether it is there or not."""
         return self.directory / str(step)
 
     def steps(self) -> list[int]:
-        """Steps that have a record, ascending: by number, whatever the files' times. Others were never finished."""
-        found = (step_of(path.parent) for path in self.directory.glob(f"*/{RECORD}"))
-        return sorted(step for step in found if step is not None)
+        """Steps that have a record, ascending: by number, whatever the files' times. Others were never finished.
+
+        Raises:
+          UnreadableError: the directory cannot be listed now.
+        """
+        try:
+            with store_errors():
+                found = map(step_of, storage_of(self.directory).having(self.directory, RECORD))
+                return sorted(step for step in found if step is not None)
+        except OSError as error:
+            raise UnreadableError(f"{printable(self.directory)} cannot be listed: {error.strerror or error}") from error
 
     def latest(self) -> dict[str, Any] | None:
         """The record of the newest step that verifies, or None if there is no checkpoint at all.
@@ -265,11 +273,13 @@ class StepRecords:
             for name in sorted({*found} - {*files}):
                 raise CheckpointError(f"{printable(folder / name)} is not in the checkpoint's record: move it away")
             for name, wanted in files.items():
-                path = folder / name
-                if not path.is_file():
-                    raise CheckpointError(f"{printable(path)} is no file")
-                if (size := path.stat().st_size) != wanted["bytes"]:
-                    raise CheckpointError(f"{printable(path)} has {size} bytes, its record says {wanted['bytes']}")
+                size = found[name]
+                if size is None:
+                    raise CheckpointError(f"{printable(folder / name)} is no file")
+                if size != wanted["bytes"]:
+                    raise CheckpointError(
+                        f"{printable(folder / name)} has {size} bytes, its record says {wanted['bytes']}"
+                    )
         except OSError as error:
             raise reading_error(error.filename or folder, error) from error
         if digests:

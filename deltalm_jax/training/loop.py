@@ -22,6 +22,7 @@ from deltalm_jax.model.kernels import resolve_attention
 from deltalm_jax.parallel.agreement import value_of_first_process
 from deltalm_jax.parallel.mesh import make_mesh
 from deltalm_jax.parallel.sharding import check_batch, process_rows, put_batch
+from deltalm_jax.paths import absolute
 from deltalm_jax.training.checkpoint import CheckpointError, Checkpoints, newest_checkpoint
 from deltalm_jax.training.config import RANDOM, Config
 from deltalm_jax.training.data_order import DataOrder
@@ -35,7 +36,8 @@ from deltalm_jax.training.profiling import Profiler
 from deltalm_jax.training.record import describe, epochs_line, write_record
 from deltalm_jax.training.reporting import Reporter
 from deltalm_jax.training.resuming import check_counters, check_identity, note_rewind, place_in_data
-from deltalm_jax.training.selection import Best, as_record, best_of, first_best, make_judge
+from deltalm_jax.training.run_files import RunFiles, run_files
+from deltalm_jax.training.selection import Best, as_record, best_of, first_best
 from deltalm_jax.training.starting_point import start_from_model
 from deltalm_jax.training.step import State, abstract_state, initial_state, make_eval_step, make_train_step
 from deltalm_jax.training.watch import Watch, unwatched
@@ -51,6 +53,7 @@ class _Run:
 
     config: Config
     run_dir: pathlib.Path
+    files: RunFiles
     began: float
     last_step: int
     stream: Stream
@@ -85,6 +88,7 @@ def train(
     profile_steps: tuple[int, int] | None = None,
     allowed_changes: Sequence[str] = (),
     watch: Watch | None = None,
+    confirm: Callable[[], None] = lambda: None,
 ) -> int:
     """Trains, or goes on training, until `steps` (or `stop_at_step`, or a signal).
 
@@ -95,10 +99,12 @@ def train(
     Args:
       config: the run's configuration.
       prepared: its data, opened and checked.
-      run_dir: folder for checkpoints, metrics and the effective configuration; made if absent.
+      run_dir: folder (or place in a bucket, from `run_path`) for checkpoints, metrics and the effective configuration; made
+        if absent.
       profile_steps: first and last step of a profiler trace, written to RUN_DIR/profile.
       allowed_changes: names of identity fields that may differ from the checkpoint's.
       watch: what looks after the run; None for nothing.
+      confirm: from `owned`, called in the background before a checkpoint counts.
 
     Returns:
       The process's exit code: 0 when the run got where it should, otherwise `StopRequest.exit_code`.
@@ -118,7 +124,6 @@ def train(
     check_batch(batch_sizes, mesh, options.accumulation_steps)
     compute_dtype = resolve_compute_dtype(config.model, jax.default_backend())
     about = describe(config, prepared, compute_dtype)
-    run_dir.mkdir(parents=True, exist_ok=True)
     if options.compilation_cache:
         use_compilation_cache(run_dir / "compilation_cache")
 
@@ -134,19 +139,24 @@ def train(
     eval_step = make_eval_step(config.model, config.loss, mesh, sentinels=stream.sentinels, **shared)
     judge = None
     if options.select_by:
+        from deltalm_jax.training.judge import make_judge  # a decoder and metrics, which few runs need
+
         judge = make_judge(options.select_by, options.select_examples, config.model, stream, mesh)
     abstract = abstract_state(config.model, config.optimizer, mesh)
     devices = jax.devices()
-    checkpoints = Checkpoints(run_dir / "checkpoints", options.keep_checkpoints, options.keep_checkpoint_every, print)
     with (
-        checkpoints,
-        contextlib.closing(Profiler(profile_steps, run_dir / "profile")) as profiler,
+        run_files(run_dir, jax.process_index() == 0, print) as files,
+        Checkpoints(
+            run_dir / "checkpoints", options.keep_checkpoints, options.keep_checkpoint_every, print,
+            before_record=(files.keep, confirm),
+        ) as checkpoints,
+        contextlib.closing(Profiler(profile_steps, files.folder / "profile", run_dir / "profile")) as profiler,
         jax.set_mesh(mesh),
         watch.peers.telling(),  # innermost: closing the others may wait for other processes
-    ):
+    ):  # fmt: skip
         reached("start")
         run = _Run(
-            config, run_dir, began, stop, stream, mesh, train_step,
+            config, run_dir, files, began, stop, stream, mesh, train_step,
             evaluate=Evaluator(stream, eval_step, mesh, config.model.vocab_size, options.eval_batches),
             judge=judge,
             check=IntegrityCheck(abstract, mesh),
@@ -236,7 +246,7 @@ def _steps(run: _Run, place: _Place) -> str:
     rows = {name: process_rows(size, run.mesh) for name, size in batch_sizes.items()}
     guard = Guard(options.max_skipped_in_a_row, options.spike_factor, options.spike_window, place.recent_losses)
     reporter = Reporter(
-        run.run_dir, start, stop,
+        run.files.folder, start, stop,
         log_every=options.log_every, tensorboard=options.tensorboard, throughput=run.speed, guard=guard,
         speaks=jax.process_index() == 0,
     )  # fmt: skip
@@ -347,7 +357,7 @@ def _say_where(run: _Run, place: _Place, reporter: Reporter) -> None:
 def use_compilation_cache(folder: pathlib.Path) -> None:
     """Keeps compiled steps in `folder`, so that a restart is quick; a cache that the user has set up wins."""
     if not jax.config.values["jax_compilation_cache_dir"]:
-        jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
+        jax.config.update("jax_compilation_cache_dir", str(absolute(folder)))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 

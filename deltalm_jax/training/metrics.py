@@ -15,6 +15,8 @@ from deltalm_jax.data.shards import write_atomically
 from deltalm_jax.training.flops import Throughput
 from deltalm_jax.training.steady_file import LogError, SteadyFile
 
+METRICS = "metrics.jsonl"
+
 
 def metrics_line(step: int, metrics: Any, seconds: float, waited: float, throughput: Throughput) -> dict[str, Any]:
     """One line of `metrics.jsonl`.

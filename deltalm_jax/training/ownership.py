@@ -8,10 +8,13 @@ import os
 import pathlib
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TextIO
 
 from deltalm_jax.errors import UserError
+from deltalm_jax.paths import is_remote
+from deltalm_jax.training.faults import end_now
+from deltalm_jax.training.storage import check_name, check_readable
 
 
 class RunDirectoryError(UserError, RuntimeError):
@@ -23,7 +26,7 @@ class RunDirectoryInUseError(RunDirectoryError):
 
 
 @contextlib.contextmanager
-def owned(run_dir: pathlib.Path, process_id: int | None) -> Iterator[None]:
+def owned(run_dir: pathlib.Path, process_id: int | None) -> Iterator[Callable[[], None]]:
     """Makes the run directory if need be and holds `RUN_DIR/.lock` while a run goes on there.
 
     Of several processes, the first holds it for all, and each other one `RUN_DIR/.lock-N`: if the run is started once more,
@@ -33,14 +36,25 @@ def owned(run_dir: pathlib.Path, process_id: int | None) -> Iterator[None]:
     NFS it holds between hosts only where the server and both hosts support that (NFSv4, or NFSv3 with its lock service,
     not mounted with `nolock`); where it only holds within a host, two hosts can both take it, and nothing here can tell.
 
+    In a bucket the lock is an object with a heartbeat: see `store_lock.py`.
+
     Args:
       run_dir: the run's folder.
       process_id: this process's number; None for a run of one process.
 
+    Yields:
+      A function that makes sure that the directory is still this run's: raises OSError where that cannot be found out, and
+      ends the process where it is another's.
+
     Raises:
       RunDirectoryInUseError: names host, process and start of the run that holds it.
-      RunDirectoryError: it cannot be made or locked.
+      RunDirectoryError, LocationError: it cannot be made, locked or reached, or not be used for its name.
     """
+    check_name(run_dir)
+    if is_remote(run_dir):
+        with _owned_in_store(run_dir, process_id) as confirm:
+            yield confirm
+        return
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -51,7 +65,7 @@ def owned(run_dir: pathlib.Path, process_id: int | None) -> Iterator[None]:
         with open(path, "a+", encoding="utf-8") as file:
             _take(file, run_dir)
             taken = True
-            yield
+            yield lambda: None
     except OSError as error:
         if taken:
             raise
@@ -59,6 +73,26 @@ def owned(run_dir: pathlib.Path, process_id: int | None) -> Iterator[None]:
             f"{path} cannot be locked: {error.strerror or error}. The run directory must be writable, in a file system with "
             "locks (for Lustre: mounted with -o flock)"
         ) from error
+
+
+@contextlib.contextmanager
+def _owned_in_store(run_dir: pathlib.Path, process_id: int | None) -> Iterator[Callable[[], None]]:
+    # Imported late: only such runs need tensorstore's client, and these two modules need one another.
+    from deltalm_jax.training.store_lock import StoreLock
+
+    def say(text: str) -> None:
+        print(text, flush=True)
+
+    def lost(text: str) -> None:
+        end_now(RunDirectoryInUseError.exit_code, f"error: {text}. Nothing more is written")
+
+    lock = StoreLock(run_dir, process_id, say, lost)
+    lock.take()
+    try:
+        check_readable(run_dir)
+        yield lock.confirm
+    finally:
+        lock.release()
 
 
 def _take(file: TextIO, run_dir: pathlib.Path) -> None:

@@ -14,10 +14,12 @@ class Profiler:
     Args:
       steps: (first, last), counted from 1 as everywhere; None for no trace.
       folder: where the trace goes.
+      kept_in: where it is in the end, if that is another place.
     """
 
-    def __init__(self, steps: tuple[int, int] | None, folder: pathlib.Path):
+    def __init__(self, steps: tuple[int, int] | None, folder: pathlib.Path, kept_in: pathlib.Path | None = None):
         self._steps, self._folder, self._running = steps, folder, False
+        self._kept_in = kept_in or folder
 
     def unreachable(self, start: int, stop: int) -> str | None:
         """A warning if the steps do not all lie in those of the run, `start` + 1 to `stop`; then none is recorded."""
@@ -38,7 +40,7 @@ class Profiler:
             return None
         jax.block_until_ready(results)
         self.close()
-        return f"steps {self._steps[0]} to {self._steps[1]} are recorded in {self._folder}"
+        return f"steps {self._steps[0]} to {self._steps[1]} are recorded in {self._kept_in}"
 
     def close(self) -> None:
         """Ends a trace that is still running."""

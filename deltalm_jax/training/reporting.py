@@ -12,14 +12,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from deltalm_jax.training.flops import Throughput
 from deltalm_jax.training.guards import Guard
-from deltalm_jax.training.metrics import MetricsFile, TensorBoardFile, metrics_line
+from deltalm_jax.training.metrics import METRICS, MetricsFile, TensorBoardFile, metrics_line
 
 
 class Reporter:
     """Turns a step's metrics into a line of `metrics.jsonl` and of progress, one step late.
 
     Args:
-      run_dir: where the files go.
+      folder: where the files go.
       start: steps done already.
       stop: last step of this run.
       log_every: steps between lines of progress where there is no terminal.
@@ -31,7 +31,7 @@ class Reporter:
 
     def __init__(
         self,
-        run_dir: pathlib.Path,
+        folder: pathlib.Path,
         start: int,
         stop: int,
         *,
@@ -44,9 +44,9 @@ class Reporter:
         self._throughput, self._guard = throughput, guard
         self._files: list[MetricsFile | TensorBoardFile] = []
         if speaks:
-            self._files.append(MetricsFile(run_dir / "metrics.jsonl", start))
+            self._files.append(MetricsFile(folder / METRICS, start))
         if speaks and tensorboard:
-            self._files.append(TensorBoardFile(run_dir / "tensorboard", start))
+            self._files.append(TensorBoardFile(folder / "tensorboard", start))
         self._display = Display(stop, start, log_every, quiet=not speaks)
         self._pending: tuple[int, Any, float, float] | None = None
         self._more: dict[str, float] = {}

@@ -83,6 +83,14 @@ def test_a_run_directory_that_would_be_lost_is_refused(stubs, script, flags):
     assert stubs.calls() == []
 
 
+@pytest.mark.parametrize("run_dir", ["/shared/run", "gs://bucket/run"])
+def test_a_run_directory_that_outlives_the_workers_is_taken(stubs, run_dir):
+    flags = ["--name=x", "--image=i", "--accelerator=a", "--topology=2x4"]
+    done = stubs.run("gke.sh", "manifest", *flags, "--", "--gin_file=f", f"--run_dir={run_dir}")
+    assert done.returncode == 0, done.stderr
+    assert f"--run_dir={run_dir}" in done.stdout
+
+
 class TestCompilerFlags:
     @pytest.mark.parametrize("platform", PLATFORMS)
     def test_what_is_set_already_wins(self, platform):

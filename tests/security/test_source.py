@@ -49,6 +49,11 @@ ALLOWED = {
         "import torch",
     ): "runs in transformers, on the user's side",
     ("deltalm_jax/weights/hugging_face/layers_deltalm.py", "import torch"): "runs in transformers, on the user's side",
+    ("benchmarks/generate.py", "import torch"): "the framework that is compared with",
+    (
+        "benchmarks/generate.py",
+        "trust_remote_code=",
+    ): "transformers runs the module that `convert` has just written, our own",
     ("benchmarks/torch_peer.py", "import torch"): "the framework that is compared with",
     ("benchmarks/train_step.py", "import torch"): "the framework that is compared with",
 }

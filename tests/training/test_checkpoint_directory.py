@@ -13,8 +13,10 @@ import jax.numpy as jnp
 import pytest
 
 from deltalm_jax import fault_points
+from deltalm_jax.paths import LocationError
 from deltalm_jax.training import checkpoint
 from deltalm_jax.training.checkpoint import CheckpointError, Checkpoints, SavedSteps
+from deltalm_jax.training.ownership import owned
 from tests.faults import injector
 from tests.support.runs import ROOT
 
@@ -291,3 +293,13 @@ def test_killed_at_any_point_of_a_save_the_newest_step_is_whole(tmp_path, fault,
     save_all(checkpoints, 15)
     checkpoints.close()
     assert names(tmp_path) == ["15"]
+
+
+@pytest.mark.parametrize("name", ["run[1]", "run*", "what?"])
+def test_a_name_that_orbax_takes_for_a_pattern_is_refused(tmp_path, name):
+    """What orbax wrote in a folder run[1] verified, and could not be read."""
+    with pytest.raises(LocationError, match="orbax takes for a pattern; choose another --run_dir"):
+        opened(tmp_path / name / "checkpoints")
+    with pytest.raises(LocationError, match="orbax takes for a pattern"), owned(tmp_path / name, None):
+        raise AssertionError("not reached")
+    assert not names(tmp_path)

@@ -10,9 +10,10 @@ import jax
 import numpy as np
 import pytest
 
-from deltalm_jax.training import loop
+from deltalm_jax.training import judge, loop
 from deltalm_jax.training.gin_files import ConfigError, load
-from deltalm_jax.training.selection import Best, SelectionError, first_best, make_judge
+from deltalm_jax.training.judge import SelectionError, make_judge
+from deltalm_jax.training.selection import Best, first_best
 from tests.support import runs
 from tests.support.toy_data import write_toy_data
 
@@ -55,7 +56,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
     def train(values: list[float], *bindings: str) -> None:
         told = iter(values)
-        monkeypatch.setattr(loop, "make_judge", lambda *_: lambda params, evaluation: next(told))
+        monkeypatch.setattr(judge, "make_judge", lambda *_: lambda params, evaluation: next(told))
         monkeypatch.setattr(jax, "transfer_guard", lambda _: jax.named_scope("x"))
         common = ["TrainConfig.compilation_cache=False", "TrainConfig.tensorboard=False", "TrainConfig.eval_every=1"]
         common += ["TrainConfig.checkpoint_every=100", "TrainConfig.keep_checkpoints=1", "TrainConfig.select_by='bleu'"]
@@ -107,6 +108,6 @@ def test_what_cannot_select_is_refused(tmp_path: Path):
         SelectionError, match=r"select_by is 'bleu', which is of texts that are decoded; pretraining has"
     ):
         make_judge("bleu", 5, config.model, stream, None)
-    judge = make_judge("loss", 5, config.model, stream, None)
+    by_loss = make_judge("loss", 5, config.model, stream, None)
     losses = {"eval/span_corruption/loss": 2.0, "eval/translation_span_corruption/loss": 4.0}
-    assert judge(None, losses) == 3.0
+    assert by_loss(None, losses) == 3.0
