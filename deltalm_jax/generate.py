@@ -43,8 +43,8 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     path = pathlib.Path
     what = parser.add_argument_group("what")
     what.add_argument(
-        "--checkpoint", type=path, required=True, metavar="PATH",
-        help="a folder of `deltalm_jax.convert --to=native`, a run's directory, or one of its checkpoints",
+        "--checkpoint", required=True, metavar="PATH",
+        help="a folder of `deltalm_jax.convert --to=native`, a run's directory (also gs://…), or one of its checkpoints",
     )  # fmt: skip
     what.add_argument("--input", type=path, metavar="FILE", help="UTF-8, a source on each line (default: stdin)")
     what.add_argument("--output", type=path, metavar="FILE", help="(default: stdout)")

@@ -42,7 +42,7 @@ _REPORT_SECONDS = 10.0
 class Job:
     """What to decode, with what, how, and where to; the fields are the command's flags, see its help."""
 
-    checkpoint: pathlib.Path
+    checkpoint: str | pathlib.Path
     input: pathlib.Path | None = None
     output: pathlib.Path | None = None
     output_format: str = "text"

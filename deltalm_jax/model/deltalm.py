@@ -301,7 +301,8 @@ def decode_beams(
 
     What a beam was is never moved: where beam search goes on from another beam, only the small `path` is reordered. A beam
     attends to all its source's beams at once, W times as many places as it has a past, of which all but its own path are
-    masked; that is cheaper than to copy every key and value in every step.
+    masked; that is cheaper than to copy every key and value in every step. NaN in one beam so reaches the other beams of its
+    source, but no other source.
 
     Args:
       config: of the model.
