@@ -1,7 +1,6 @@
 """TMX, the exchange format of translation memories, parsed as a stream.
 
-The parser is expat, fed a megabyte at a time. What XML allows and no translation memory needs is refused: entity
-declarations (which can expand without end, or name other files), elements nested a hundred deep, and markup without end.
+It is fed a megabyte at a time. What XML allows and no translation memory needs is refused (`xml_stream.py`).
 """
 
 from __future__ import annotations
@@ -9,17 +8,14 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Iterator
 from pathlib import Path
-from xml.parsers import expat
 
 from deltalm_jax.data.readers.errors import CorpusError
 from deltalm_jax.data.readers.files import MAX_LINE_BYTES, clean, read_bytes
 from deltalm_jax.data.readers.names import codes_in, is_english
 from deltalm_jax.data.readers.pairs import Pair
+from deltalm_jax.data.readers.xml_stream import XmlStream
 from deltalm_jax.paths import as_path
 
-_MAX_DEPTH = 100
-# Of one tag, comment or the like, which expat holds as a whole.
-_MAX_MARKUP_BYTES = 16 << 20
 # Inside a segment: the formatting codes of the program that wrote the memory, not text.
 _CODES = frozenset({"bpt", "ept", "it", "ph", "ut"})
 
@@ -52,65 +48,34 @@ def read_tmx(path: str | Path, counts: Counter[str] | None = None) -> Iterator[P
     units.feed(b"", last=True)
 
 
-class _Units:
+class _Units(XmlStream):
     """The handlers of the parser; finished pairs gather in `pairs`."""
 
     def __init__(self, path: Path, language: str, counts: Counter[str]):
         self.pairs: deque[Pair] = deque()
-        self._path, self._language, self._counts = path, language, counts
-        self._depth = 0
+        super().__init__(
+            path, "a translation memory", "Leave the file out, or take the Moses archive of the same text."
+        )
+        self._language, self._counts = language, counts
         self._segments: list[tuple[str, str | None]] = []  # language and text of each in the unit; None: over-long
         self._variant = ""  # language of the <tuv> that we are in
         self._pieces: list[str] | None = None  # of the <seg> that we are in
         self._size = 0  # characters in them
         self._code_depth = 0  # of formatting codes that we are in
-        self._unknown_entity = False
-        self._fed = self._seen = 0  # bytes given to the parser, and how many of them when something last came of it
-        self._parser = parser = expat.ParserCreate()
-        # Text in pieces of this size, not of a line each.
-        parser.buffer_text, parser.buffer_size = True, 1 << 16
-        parser.StartElementHandler, parser.EndElementHandler = self._start, self._end
-        parser.CharacterDataHandler = self._text
-        parser.EntityDeclHandler = self._refuse_entity
-        parser.SkippedEntityHandler = self._skip_entity
-        parser.DefaultHandler = self._other
 
-    def feed(self, data: bytes, last: bool = False) -> None:
-        """Parses the next bytes."""
-        self._fed += len(data)
-        try:
-            self._parser.Parse(data, last)
-        except expat.ExpatError as error:
-            raise CorpusError(
-                f"{self._path}, line {error.lineno:,}, column {error.offset + 1}: the XML cannot be read: "
-                f"{expat.ErrorString(error.code)}. The file is damaged or cut short; fetch it again."
-            ) from error
-        if self._fed - self._seen > _MAX_MARKUP_BYTES:
-            raise self._error(f"markup of over {_MAX_MARKUP_BYTES >> 20} MiB in one piece")
-
-    def _error(self, found: str) -> CorpusError:
-        return CorpusError(
-            f"{self._path}, line {self._parser.CurrentLineNumber:,}: expected a translation memory, found {found}. "
-            "Leave the file out, or take the Moses archive of the same text."
-        )
-
-    def _start(self, name: str, attributes: dict[str, str]) -> None:
-        self._seen = self._fed
-        self._depth += 1
-        if self._depth > _MAX_DEPTH:
-            raise self._error(f"elements nested over {_MAX_DEPTH} deep")
+    def start(self, name: str, attributes: dict[str, str]) -> None:
+        """Units, their variants and segments; codes in these."""
         if self._pieces is not None:
             self._code_depth += name in _CODES or self._code_depth > 0
         elif name == "tu":
-            self._segments, self._unknown_entity = [], False
+            self._segments, self.unknown_entity = [], False
         elif name == "tuv":
             self._variant = attributes.get("xml:lang") or attributes.get("lang") or ""
         elif name == "seg":
             self._pieces, self._size, self._code_depth = [], 0, 0
 
-    def _end(self, name: str) -> None:
-        self._seen = self._fed
-        self._depth -= 1
+    def end(self, name: str) -> None:
+        """Puts a segment, or a unit, together."""
         if self._pieces is not None:
             if self._code_depth:
                 self._code_depth -= 1
@@ -121,8 +86,8 @@ class _Units:
         elif name == "tu":
             self._finish_unit()
 
-    def _text(self, data: str) -> None:
-        self._seen = self._fed
+    def text(self, data: str) -> None:
+        """Text of a segment, if we are in one."""
         if self._pieces is not None and not self._code_depth:
             self._size += len(data)
             if self._size > MAX_LINE_BYTES:
@@ -130,22 +95,13 @@ class _Units:
             else:
                 self._pieces.append(data)
 
-    def _other(self, data: str) -> None:
-        self._seen = self._fed
-
-    def _skip_entity(self, name: str, is_parameter: bool) -> None:
-        self._unknown_entity = True
-
-    def _refuse_entity(self, name: str, *declaration: object) -> None:
-        raise self._error(f"a declaration of the entity {name[:40]!r}: entities can hold other files, or gigabytes")
-
     def _finish_unit(self) -> None:
         english = [text for language, text in self._segments if is_english(language)]
         other = [text for language, text in self._segments if _same(language, self._language)]
         self._segments = []
         if len(english) != 1 or len(other) != 1:
             self._counts["languages"] += 1
-        elif self._unknown_entity:
+        elif self.unknown_entity:
             self._counts["entity"] += 1
         elif (
             english[0] is None
