@@ -20,12 +20,13 @@ import pytest
 
 import deltalm_jax
 from deltalm_jax.data.vocabulary import EOS_ID, Vocabulary
-from deltalm_jax.decoding import generate
+from deltalm_jax.decoding import generate, job
 from deltalm_jax.decoding.resumable_output import ResumableOutput
 from deltalm_jax.decoding.vocabulary_masks import script_mask, text_mask
 from deltalm_jax.generate import main
 from deltalm_jax.model.config import ModelConfig
 from deltalm_jax.model.deltalm import init_params
+from deltalm_jax.saved_model import open_model
 from deltalm_jax.weights.model_folder import write_model
 from tests.support.runs import environment
 from tests.support.toy_data import SAMPLE_VOCABULARY
@@ -252,6 +253,15 @@ def test_mistakes_have_one_message_and_exit_code_2(written, capsys, flags, messa
     error = capsys.readouterr().err
     assert message in error
     assert error.startswith("error: ")
+
+
+def test_what_is_said_of_checkpoints_does_not_go_to_stdout(written, capsys, monkeypatch):
+    """There the output may be."""
+    monkeypatch.setattr(job, "open_model", lambda path: (print("WARNING: passed over"), open_model(path))[1])
+    written()
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "WARNING: passed over" in said.err
 
 
 def command(folder: pathlib.Path, *flags: str) -> list[str]:

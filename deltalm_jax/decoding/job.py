@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from deltalm_jax.data.vocabulary import Vocabulary
 from deltalm_jax.decoding.arguments import GenerationError, LengthLimit
@@ -114,7 +115,8 @@ def run(job: Job) -> Counts:
     options = job.options()
     if jax.process_count() > 1 and (job.input is None or job.output is None):
         raise GenerationError("several processes read the same file and the first writes one: say --input and --output")
-    saved = open_model(job.checkpoint)
+    with contextlib.redirect_stdout(sys.stderr):  # of damaged checkpoints it says on stdout that they are passed over
+        saved = open_model(job.checkpoint)
     vocabulary = saved.vocabulary
     if vocabulary is None:
         raise GenerationError(f"{job.checkpoint}: its vocabulary is not known; convert it with --vocabulary=FILE")
@@ -137,7 +139,7 @@ def run(job: Job) -> Counts:
         done = _agreed(output.lines if isinstance(output, ResumableOutput) else 0, failure)
         if jax.process_index():
             next(itertools.islice(lines, done, done), None)
-        params = saved.read(abstract_params(saved.config))
+        params = _read(saved)
         work = _Work(job, saved, vocabulary, options, allowed_V, prefix, params)
         work.all(lines, output, done)
         if isinstance(output, ResumableOutput):
@@ -263,6 +265,16 @@ def _open_output(
         print(f"{job.output}: going on after {output.lines:,} lines", file=sys.stderr, flush=True)
     output.skip_input(lines)
     return output
+
+
+def _read(saved: SavedModel) -> Any:
+    """The parameters, whole in every process."""
+    abstract = abstract_params(saved.config)
+    if jax.process_count() == 1:
+        return saved.read(abstract)
+    whole = NamedSharding(Mesh(np.array(jax.devices()), ("data",)), PartitionSpec())
+    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), abstract)
+    return jax.tree.map(lambda leaf: np.asarray(leaf.addressable_data(0)), saved.read(abstract))
 
 
 def _agreed(done: int, failure: UserError | None) -> int:
