@@ -51,8 +51,8 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     path = pathlib.Path
     what = parser.add_argument_group("what")
     what.add_argument(
-        "--checkpoint", type=path, required=True, metavar="PATH",
-        help="a folder of `deltalm_jax.convert --to=native`, a run's directory, or one of its checkpoints",
+        "--checkpoint", required=True, metavar="PATH",
+        help="a folder of `deltalm_jax.convert --to=native`, a run's directory (also gs://…), or one of its checkpoints",
     )  # fmt: skip
     what.add_argument("--task", metavar="NAME", help="a seqio Task with sources and targets (docs/tasks.md)")
     what.add_argument("--split", default="test", metavar="NAME", help="of the Task (default: test)")
@@ -73,7 +73,10 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         "--metrics", metavar="NAMES", help="such as bleu,chrf++ (default: the Task's; of files: bleu,chrf++)"
     )
     what.add_argument(
-        "--output", type=path, metavar="DIR", help="folder for what comes out (default: evaluation/NAME in the run's)"
+        "--output",
+        type=path,
+        metavar="DIR",
+        help="folder for what comes out (default: evaluation/NAME in the checkpoint's)",
     )
     add_search_flags(parser)
     flags = parser.parse_args(arguments)
@@ -112,7 +115,9 @@ def _evaluate(flags: argparse.Namespace) -> None:
     from deltalm_jax.decoding.job import Job
     from deltalm_jax.evaluation.scoring import evaluate
     from deltalm_jax.evaluation.texts import EvaluationError, from_files
+    from deltalm_jax.paths import is_remote
     from deltalm_jax.saved_model import open_model
+    from deltalm_jax.training.storage import run_path
 
     saved = open_model(flags.checkpoint)
     if saved.vocabulary is None:
@@ -122,9 +127,12 @@ def _evaluate(flags: argparse.Namespace) -> None:
         texts = texts.first(flags.limit)
     metrics = tuple(flags.metrics.split(",")) if flags.metrics else texts.metrics
     name = re.sub(r"[^\w.-]+", "_", "-".join(filter(None, (texts.name, texts.split))))
-    folder = flags.output or flags.checkpoint / "evaluation" / name
+    checkpoint = run_path(flags.checkpoint)
+    if flags.output is None and is_remote(checkpoint):
+        raise EvaluationError("--output is needed: outputs are written to a folder of this machine")
+    folder = flags.output or checkpoint / "evaluation" / name
     chosen = {field.name: getattr(flags, field.name) for field in dataclasses.fields(Job) if hasattr(flags, field.name)}
-    chosen["source_prefix"] = _prefix(flags, texts)
+    chosen["source_prefix"] = _prefix(flags.source_prefix, checkpoint, texts)
     result = evaluate(texts, Job(**chosen), metrics, folder)
     for metric, found in result["scores"].items():
         print(f"{metric} {found['score']:.2f}  {found['signature']}")
@@ -140,14 +148,16 @@ def _task(flags: argparse.Namespace, vocabulary: Vocabulary) -> EvaluationSet:
         return from_task(flags.task, flags.split, Registration(vocabulary, {"data_dir": data_dir}, flags.task_module))
 
 
-def _prefix(flags: argparse.Namespace, texts: EvaluationSet) -> str:
+def _prefix(prefix: str | None, checkpoint: pathlib.Path, texts: EvaluationSet) -> str:
     """What stands before every source: as said, or as the run was trained with."""
     from deltalm_jax.data.blocks import ExampleSettings
 
-    prefix = flags.source_prefix
     if prefix is None:
-        config = flags.checkpoint / "config.json"
-        values: dict[str, Any] = json.loads(config.read_bytes()).get("values", {}) if config.is_file() else {}
+        values: dict[str, Any] = {}
+        for folder in (checkpoint, checkpoint.parent.parent):  # a run's directory, or one of its checkpoints
+            if (folder / "config.json").is_file():
+                values = json.loads((folder / "config.json").read_bytes()).get("values", {})
+                break
         prefix = values.get("DataConfig.source_prefix", "")
     if "{target}" in prefix and not texts.language:
         from deltalm_jax.evaluation.texts import EvaluationError

@@ -114,7 +114,9 @@ def test_twenty_pairs_by_heart(finetuned: Path):
         assert page.count("Emma") > 4
 
 
-def test_files_are_scored_without_a_task_and_generate_writes_the_same(finetuned: Path):
+def test_files_are_scored_without_a_task_and_generate_writes_the_same(
+    finetuned: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
     (finetuned / "in.de").write_text("".join(f"{source}\n" for source, _ in PAIRS[:5]))
     (finetuned / "in.en").write_text("".join(f"{target}\n" for _, target in PAIRS[:5]))
     flags = ("--source=in.de", "--reference=in.en", "--metrics=bleu,script_latin", "--max_length=60")
@@ -125,6 +127,11 @@ def test_files_are_scored_without_a_task_and_generate_writes_the_same(finetuned:
     assert done.returncode == 0, done.stderr
     assert "bleu 100.00" in done.stdout
     assert "script_latin 100.00" in done.stdout
+    monkeypatch.chdir(finetuned)
+    assert evaluate.main(["--checkpoint=runs/toy/checkpoints/160", *flags, "--source_prefix=__en__ "]) == 0
+    again = ["--checkpoint=runs/toy", *flags, "--source_prefix=__en__ ", "--beam_size=1"]
+    assert evaluate.main(again) == 0, "what is finished is made anew"
+    assert "bleu 100.00" in capsys.readouterr().out
     written = read_outputs(finetuned / "runs" / "toy" / "evaluation" / "in.de" / "outputs.jsonl")
     text = "".join(f"{source}\n" for source, _ in PAIRS[:5])
     generated = command(

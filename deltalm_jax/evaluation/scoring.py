@@ -40,6 +40,9 @@ def evaluate(texts: EvaluationSet, job: Job, metrics: Sequence[str], folder: Pat
     require(metrics)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / SOURCES, "".join(f"{source}\n" for source in texts.sources))
+    if (folder / SCORES).exists():  # finished, and asked for again: perhaps another model, or otherwise decoded
+        (folder / SCORES).unlink()
+        (folder / OUTPUTS).unlink(missing_ok=True)
     job = dataclasses.replace(job, input=folder / SOURCES, output=folder / OUTPUTS, output_format="jsonl")
     counts = run(job)
     hypotheses = read_outputs(folder / OUTPUTS)

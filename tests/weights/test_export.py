@@ -19,7 +19,8 @@ transformers = pytest.importorskip("transformers")
 import deltalm_jax  # noqa: E402
 from deltalm_jax.conversion import Request, convert  # noqa: E402
 from deltalm_jax.data.vocabulary import EOS_ID, PAD_ID, Vocabulary, from_fairseq_ids, to_fairseq_ids  # noqa: E402
-from deltalm_jax.decoding.beam import BeamOptions, beam_search  # noqa: E402
+from deltalm_jax.decoding.options import SearchOptions  # noqa: E402
+from deltalm_jax.decoding.search import search  # noqa: E402
 from deltalm_jax.model.config import ModelConfig  # noqa: E402
 from deltalm_jax.weights.model_folder import write_model  # noqa: E402
 from tests.model.conftest import random_params  # noqa: E402
@@ -37,7 +38,7 @@ BASE_STYLE = ModelConfig(
     max_length=32,
 )
 LARGE_STYLE = dataclasses.replace(BASE_STYLE, embedding_layer_norm=False)
-RULES = {"transformers": False, "transformers_early_stopping": True}
+EARLY_STOPPING = (False, True)
 
 
 def export(config: ModelConfig, folder, vocabulary: Vocabulary | None = None):
@@ -67,9 +68,11 @@ def test_the_same_logits_and_the_same_beams(config, tmp_path):
     np.testing.assert_allclose(found, scores.numpy(), rtol=0, atol=1e-4)
 
     ended_early = 0
-    for rule, early_stopping in RULES.items():
-        options = BeamOptions(num_beams=4, max_new_tokens=12, min_new_tokens=1, length_penalty=0.7, rule=rule)
-        result = beam_search(config, ours.params, tokens, options)
+    for early_stopping in EARLY_STOPPING:
+        options = SearchOptions(
+            beam_size=4, max_length=12, length_penalty=0.7, rule="huggingface", early_stopping=early_stopping
+        )
+        result = search(config, ours.params, tokens, options)
         generated = theirs.generate(
             source, attention_mask=source != 1, num_beams=4, num_return_sequences=4, max_new_tokens=12, min_new_tokens=1,
             length_penalty=0.7, early_stopping=early_stopping, do_sample=False, return_dict_in_generate=True,
@@ -80,7 +83,9 @@ def test_the_same_logits_and_the_same_beams(config, tmp_path):
         for row, (hypothesis, length) in enumerate(
             zip(result.tokens_BKT.reshape(24, -1), result.lengths_BK.reshape(-1), strict=True)
         ):
-            np.testing.assert_array_equal(hypothesis[:length], beams[row][:length], err_msg=f"{rule} {row}")
+            np.testing.assert_array_equal(
+                hypothesis[:length], beams[row][:length], err_msg=f"early_stopping={early_stopping} {row}"
+            )
         ended_early += int((result.lengths_BK < 12).sum())
     assert ended_early > 4
 
