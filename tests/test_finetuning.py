@@ -61,7 +61,11 @@ PAIRS = [
 ]
 
 
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+ENVIRONMENT = os.environ | {
+    "PYTHONPATH": str(Path(__file__).parents[1]),
+    "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": "--xla_backend_optimization_level=0",
+}
 
 
 def command(module: str, *flags: str, cwd: Path, input: str | None = None) -> subprocess.CompletedProcess[str]:

@@ -279,6 +279,7 @@ def test_a_pipe_and_draws(folder, written):
     assert done.stdout != written(*flags[:2], "--seed=5", output="five")
 
 
+@pytest.mark.slow
 def test_two_processes_write_what_one_writes(folder, written, tmp_path):
     lines = TEXTS * 8
     expected = written("--batch_tokens=16", lines=lines, output="expected")

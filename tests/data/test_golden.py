@@ -9,6 +9,7 @@ import pytest
 
 import deltalm_jax
 from deltalm_jax.data import golden, preparation
+from deltalm_jax.data.blocks import ExampleSettings
 from deltalm_jax.data.filtering import Filtering
 from deltalm_jax.data.filters import FilterConfig
 from deltalm_jax.data.golden import GOLDEN_SENTENCES, drift, golden_digest
@@ -45,7 +46,7 @@ def test_a_worker_that_encodes_otherwise_refuses(vocabulary: Vocabulary, tmp_pat
     described = {**vocabulary.describe(), "golden_encodings": golden_digest(vocabulary)}
     (tmp_path / "vocabulary.model").write_bytes(vocabulary.model)
     filtering = Filtering.start([], FilterConfig(), tmp_path, 0.0, 1, 1)
-    plan = Plan((), tmp_path, tmp_path, described, {}, 0.0, 1, 1, filtering)
+    plan = Plan((), tmp_path, tmp_path, described, {}, ExampleSettings(), 0.0, 1, 1, filtering)
     assert plan.load_vocabulary() == vocabulary
     for name in ("golden_encodings", "fingerprint"):
         other = dataclasses.replace(plan, vocabulary={**described, name: "0" * 64})

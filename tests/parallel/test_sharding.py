@@ -75,7 +75,9 @@ def one_device():
     return train(MeshConfig(), jax.devices()[:1])
 
 
-@pytest.mark.parametrize("config", MESHES, ids=str)
+@pytest.mark.parametrize(
+    "config", [*MESHES[:3], *(pytest.param(mesh, marks=pytest.mark.slow) for mesh in MESHES[3:])], ids=str
+)
 def test_every_mesh_trains_alike(config, one_device):
     """Both objectives, rows of unequal weight, every kind of dropout on: 20 steps, with the gradient of the first."""
     lines, moments = train(config)
@@ -106,7 +108,11 @@ def test_the_loss_is_the_global_mean_over_targets(one_device):
     np.testing.assert_allclose(metrics["loss"], weighted, rtol=1e-6)
 
 
-@pytest.mark.parametrize("config", [MeshConfig(), MeshConfig(fsdp=4), MeshConfig(data=4, tensor=2)], ids=str)
+@pytest.mark.parametrize(
+    "config",
+    [MeshConfig(), pytest.param(MeshConfig(fsdp=4), marks=pytest.mark.slow), MeshConfig(data=4, tensor=2)],
+    ids=str,
+)
 def test_the_loss_blocks_talk_to_no_other_device(config):
     """No all-reduce or all-gather of anything with a vocabulary dimension inside a loop of the compiled step."""
     mesh = make_mesh(config)

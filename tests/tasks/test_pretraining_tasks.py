@@ -402,7 +402,9 @@ print(len(seqio.MixtureRegistry.get("deltalm_pretrain").tasks), len(example["inp
 """
 
 
-@pytest.mark.parametrize(("name", "count"), [("deltalm_pretrain", 20), ("cc100_de", 200)])
+@pytest.mark.parametrize(
+    ("name", "count"), [pytest.param("deltalm_pretrain", 20, marks=pytest.mark.slow), ("cc100_de", 200)]
+)
 def test_a_fresh_interpreter_and_its_end(name: str, count: int) -> None:
     """`import tasks` is all it takes; and a script that stops in the middle of the data does not hang."""
     program = PROGRAM.format(name=name, count=count)
@@ -436,6 +438,7 @@ print("the end")
 """
 
 
+@pytest.mark.slow
 def test_a_script_ends_while_text_is_being_tokenised() -> None:
     """On a busy machine a call of TensorFlow's threads into Python takes its time; they read ahead of the script."""
     command = [sys.executable, "-c", IN_THE_MIDDLE_OF_A_CALL]

@@ -94,6 +94,7 @@ def test_a_language_of_ones_own(corpora: Path, tmp_path: Path) -> None:
     assert list(builder.info.splits) == ["train"]
 
 
+@pytest.mark.slow  # TFDS imports every builder that it has
 def test_configurations_and_descriptions() -> None:
     cc100, ccaligned = tasks.datasets.Cc100.builder_configs, tasks.datasets.Ccaligned.builder_configs
     assert set(find_files(None, "cc100")) <= set(cc100)

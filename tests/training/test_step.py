@@ -126,7 +126,13 @@ def test_accumulation_takes_less_memory():
 
 
 @pytest.mark.parametrize(
-    "how", [{"accumulation_steps": 4}, {"devices": 8}, {"accumulation_steps": 2, "devices": 4}], ids=str
+    "how",
+    [
+        pytest.param({"accumulation_steps": 4}, marks=pytest.mark.slow),
+        pytest.param({"devices": 8}, marks=pytest.mark.slow),
+        {"accumulation_steps": 2, "devices": 4},
+    ],
+    ids=str,
 )
 def test_dropout_masks_depend_on_neither_microbatches_nor_devices(how):
     model = dataclasses.replace(MODEL, dropout_rate=0.3)
@@ -204,7 +210,7 @@ def test_the_moving_average_is_one():
         np.testing.assert_array_equal(with_average, without)
 
 
-@pytest.mark.parametrize("name", ["adafactor", "muon"])
+@pytest.mark.parametrize("name", [pytest.param("adafactor", marks=pytest.mark.slow), "muon"])
 def test_every_optimizer_learns_the_batch_on_several_devices(name):
     _, _, first = run(optimizer=(("name", name),), devices=8)
     _, _, last = run(optimizer=(("name", name),), devices=8, steps=9)
