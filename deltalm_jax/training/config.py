@@ -55,7 +55,8 @@ class DataConfig:
       noise_densities: share of tokens masked (paper: 15 % and 50 %).
       mean_span_lengths: mean length of masked spans in tokens (paper: 3).
       sampling_exponents: a language's rate is proportional to (its tokens) ** exponent. Not stated; XLM-R and mT5 used
-        0.3. (A temperature T, as of multilingual translation, is the exponent 1 / T.)
+        0.3. (A temperature T, as of multilingual translation, is the exponent 1 / T.) Of sequence_to_sequence 1, if it is not
+        named.
       max_epochs: how often a task's text may be seen in `OptimizerConfig.decay_steps` steps; what a small language does not
         get then goes to the others. An objective that is not named has no limit. The paper states none.
       decoder_start: "eos": the decoder starts from `</s>` and every target is predicted. "first_target": it starts from
@@ -82,9 +83,7 @@ class DataConfig:
     objective_batch_sizes: dict[str, int] = dataclasses.field(default_factory=lambda: _each(1024, 1024))
     noise_densities: dict[str, float] = dataclasses.field(default_factory=lambda: _each(0.15, 0.5))
     mean_span_lengths: dict[str, float] = dataclasses.field(default_factory=lambda: _each(3.0, 3.0))
-    sampling_exponents: dict[str, float] = dataclasses.field(
-        default_factory=lambda: _each(0.3, 0.3) | {SEQUENCE_TO_SEQUENCE: 1.0}
-    )
+    sampling_exponents: dict[str, float] = dataclasses.field(default_factory=lambda: _each(0.3, 0.3))
     max_epochs: dict[str, float] = dataclasses.field(default_factory=dict)
     decoder_start: str = "eos"
     prepare_limit_mb: float = operational(200.0)
@@ -107,9 +106,8 @@ class DataConfig:
             if not limit > 0:
                 raise ValueError(f"DataConfig.max_epochs[{name!r}] must be above 0, found {limit}")
         for field in complete:
-            # Nothing is masked there.
-            without = {SEQUENCE_TO_SEQUENCE} if field in ("noise_densities", "mean_span_lengths") else set()
-            if missing := set(self.objective_batch_sizes) - set(getattr(self, field)) - without:
+            # Nothing is masked there, and its tasks are as large as they are.
+            if missing := set(self.objective_batch_sizes) - set(getattr(self, field)) - {SEQUENCE_TO_SEQUENCE}:
                 raise ValueError(f"DataConfig.{field} says nothing of {', '.join(sorted(missing))}")
         for name, size in self.objective_batch_sizes.items():
             if size < 1:
@@ -172,7 +170,7 @@ class DataConfig:
             name: Objective(
                 make_objective(name, **settings(name)),
                 batch_size,
-                self.sampling_exponents[name],
+                self.sampling_exponents.get(name, 1.0),
                 max_epochs=self.max_epochs.get(name) if planned_steps else None,
                 planned_steps=planned_steps,
             )
