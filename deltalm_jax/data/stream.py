@@ -40,6 +40,7 @@ class Objective:
       sampling_exponent: a language's rate is proportional to (its tokens) ** exponent; 1 is by size, 0 uniform.
       max_epochs: how often a task's chunks may come up in `planned_steps` steps; None: no limit.
       planned_steps: the steps that this limit is for.
+      warm_epochs: epochs of all its data over which the temperature, 1 / `sampling_exponent`, rises from 1; 0: it does not.
     """
 
     corruption: Corruption
@@ -47,6 +48,7 @@ class Objective:
     sampling_exponent: float
     max_epochs: float | None = None
     planned_steps: int | None = None
+    warm_epochs: float = 0.0
 
     def examples(self) -> int:
         """How many it comes to in `planned_steps`."""
@@ -79,6 +81,10 @@ class _Schedule:
             self.rates_K = cap_rates(self.rates_K, limits_K)
         self.quotas_K = block_quotas(self.rates_K, block_size(self.rates_K, objective.max_epochs is not None))
         self.block = int(self.quotas_K.sum())
+        # Of the blocks while the temperature rises, and then of all others; and the places of each task before each of them.
+        warm = [block_quotas(rates_K, self.block) for rates_K in self._warm_rates(objective, tokens_K, prepared, tasks)]
+        self.quotas_PK = np.array([*warm, self.quotas_K])
+        self.before_PK = np.cumsum(self.quotas_PK, axis=0) - self.quotas_PK
         if objective.max_epochs is not None:
             epochs_K = self.quotas_K / self.block * objective.examples() / self.chunks_K
             small = np.flatnonzero(epochs_K > 1.25 * objective.max_epochs)
@@ -93,16 +99,34 @@ class _Schedule:
         self.seed, self.name_key = seed, string_key(name)
         self._layout = functools.lru_cache(maxsize=4)(self._block_layout)
 
+    def _warm_rates(
+        self, objective: Objective, tokens_K: list[int], prepared: PreparedData, tasks: list[int]
+    ) -> list[np.ndarray]:
+        """Rates of the first blocks, in which the temperature has not come to its height.
+
+        XLM-T's rule is T = min(1 + (T_N - 1) (epoch - 1) / N, T_N); here the epoch is counted in blocks, not in whole ones.
+        """
+        blocks = int(np.ceil(objective.warm_epochs * self.chunks_K.sum() / self.block))
+        languages = [prepared.tasks[i].language for i in tasks]
+        rise = 1 / objective.sampling_exponent - 1 if blocks else 0.0
+        temperatures = [1 + rise * block / blocks for block in range(blocks)]
+        return [sampling_rates(tokens_K, 1 / temperature, languages) for temperature in temperatures]
+
+    def _quotas(self, block: int) -> tuple[np.ndarray, np.ndarray]:
+        """Places of each task in a block, and in all before it; int64 [K]."""
+        last = len(self.quotas_PK) - 1
+        quotas_K = self.quotas_PK[min(block, last)]
+        return quotas_K, self.before_PK[min(block, last)] + max(block - last, 0) * quotas_K
+
     def _block_layout(self, block: int) -> tuple[np.ndarray, np.ndarray]:
         """Of every place in a block: its task (position k) and its running number among that task's places."""
-        places_M = np.repeat(np.arange(len(self.quotas_K)), self.quotas_K)
+        quotas_K, _ = self._quotas(block)
+        places_M = np.repeat(np.arange(len(quotas_K)), quotas_K)
         hashes_M = hash_keys(self.seed, _SALT_BLOCK, self.name_key, block, np.arange(self.block))
         task_M = places_M[np.argsort(hashes_M, kind="stable")]
         by_task_M = np.argsort(task_M, kind="stable")
         running_M = np.empty(self.block, np.int64)
-        running_M[by_task_M] = np.arange(self.block) - np.repeat(
-            np.cumsum(self.quotas_K) - self.quotas_K, self.quotas_K
-        )
+        running_M[by_task_M] = np.arange(self.block) - np.repeat(np.cumsum(quotas_K) - quotas_K, quotas_K)
         return task_M, running_M
 
     def locate(self, examples_B: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -113,7 +137,7 @@ class _Schedule:
             here = blocks_B == block
             task_M, running_M = self._layout(int(block))
             task_B[here] = task_M[places_B[here]]
-            number_B[here] = block * self.quotas_K[task_B[here]] + running_M[places_B[here]]
+            number_B[here] = self._quotas(int(block))[1][task_B[here]] + running_M[places_B[here]]
         epoch_B, index_B = np.divmod(number_B, self.chunks_K[task_B])
         order_keys_B = hash_keys(self.keys_K[task_B], _SALT_ORDER, epoch_B)
         return task_B, chunk_order(index_B, self.chunks_K[task_B], order_keys_B), epoch_B
@@ -122,7 +146,7 @@ class _Schedule:
         """How many of the first `examples` examples are of each task; int64 [K]. One block is looked at, not all."""
         blocks, places = divmod(examples, self.block)
         task_M, _ = self._layout(blocks)
-        return blocks * self.quotas_K + np.bincount(task_M[:places], minlength=len(self.quotas_K))
+        return self._quotas(blocks)[1] + np.bincount(task_M[:places], minlength=len(self.quotas_K))
 
 
 class Stream:
@@ -187,7 +211,7 @@ class Stream:
         return out
 
     def rates(self) -> dict[str, dict[str, float]]:
-        """Per objective, the share of its examples that each task gets (after rounding to block places)."""
+        """Per objective, the share of its examples that each task gets (after rounding to block places, and any rise)."""
         return {
             name: {t: float(q) / s.block for t, q in zip(s.task_names, s.quotas_K, strict=True)}
             for name, s in self._schedules.items()

@@ -57,6 +57,8 @@ class DataConfig:
       sampling_exponents: a language's rate is proportional to (its tokens) ** exponent. Not stated; XLM-R and mT5 used
         0.3. (A temperature T, as of multilingual translation, is the exponent 1 / T.) Of sequence_to_sequence 1, if it is not
         named.
+      warm_epochs: epochs of an objective's data over which its temperature rises from 1 (XLM-T: 5, to a temperature of 5, for
+        multilingual translation); of those named.
       max_epochs: how often a task's text may be seen in `OptimizerConfig.decay_steps` steps; what a small language does not
         get then goes to the others. An objective that is not named has no limit. The paper states none.
       decoder_start: "eos": the decoder starts from `</s>` and every target is predicted. "first_target": it starts from
@@ -84,6 +86,7 @@ class DataConfig:
     noise_densities: dict[str, float] = dataclasses.field(default_factory=lambda: _each(0.15, 0.5))
     mean_span_lengths: dict[str, float] = dataclasses.field(default_factory=lambda: _each(3.0, 3.0))
     sampling_exponents: dict[str, float] = dataclasses.field(default_factory=lambda: _each(0.3, 0.3))
+    warm_epochs: dict[str, float] = dataclasses.field(default_factory=dict)
     max_epochs: dict[str, float] = dataclasses.field(default_factory=dict)
     decoder_start: str = "eos"
     prepare_limit_mb: float = operational(200.0)
@@ -98,10 +101,18 @@ class DataConfig:
         if not self.objective_batch_sizes:
             raise ValueError("DataConfig.objective_batch_sizes is empty: name at least one objective")
         complete = ("objective_batch_sizes", "noise_densities", "mean_span_lengths", "sampling_exponents")
-        for field in (*complete, "max_epochs"):
+        for field in (*complete, "max_epochs", "warm_epochs"):
             for name in getattr(self, field):
                 if name not in OBJECTIVES:
                     raise ValueError(f"DataConfig.{field}: unknown objective {name!r}; known: {', '.join(OBJECTIVES)}")
+        for name, epochs in self.warm_epochs.items():
+            if not 0 <= epochs < 1000:
+                raise ValueError(f"DataConfig.warm_epochs[{name!r}] must lie in [0, 1000), found {epochs}")
+            if epochs and (name in self.max_epochs or self.sampling_exponents.get(name, 1.0) <= 0):
+                raise ValueError(
+                    f"DataConfig.warm_epochs[{name!r}]: the temperature rises to 1 / sampling_exponents[{name!r}], which "
+                    "must be above 0, and rates that change cannot keep max_epochs"
+                )
         for name, limit in self.max_epochs.items():
             if not limit > 0:
                 raise ValueError(f"DataConfig.max_epochs[{name!r}] must be above 0, found {limit}")
@@ -173,6 +184,7 @@ class DataConfig:
                 self.sampling_exponents.get(name, 1.0),
                 max_epochs=self.max_epochs.get(name) if planned_steps else None,
                 planned_steps=planned_steps,
+                warm_epochs=self.warm_epochs.get(name, 0.0),
             )
             for name, batch_size in self.objective_batch_sizes.items()
         }

@@ -53,6 +53,31 @@ def test_shapes(stream):
     assert all(a.dtype == np.int32 for group in batch.values() for a in group.values())
 
 
+def test_a_temperature_that_rises(prepared):
+    """By counting, block by block: by size at first, then nearer and nearer to the last rates; no chunk is passed over."""
+    plain = {"span_corruption": Objective(SpanCorruption(), 16, 0.2, warm_epochs=450.0)}
+    schedule = Stream(prepared, plain, seed=1)._schedules["span_corruption"]
+    tokens = np.array([40 * 32 - 8 * 9, 10 * 32 - 2 * 9, 3 * 32])
+    visits, drawn = Counter(), np.zeros(3, np.int64)
+    blocks = int(np.ceil(450 * 53 / BLOCK_EXAMPLES))
+    assert blocks == 3
+    for block in range(5):
+        task, chunk, epoch = schedule.locate(block * BLOCK_EXAMPLES + np.arange(BLOCK_EXAMPLES))
+        temperature = 1 + 4 * min(block / blocks, 1)
+        quotas = block_quotas(sampling_rates(tokens, 1 / temperature), BLOCK_EXAMPLES)
+        np.testing.assert_array_equal(np.bincount(task), quotas)
+        np.testing.assert_array_equal(
+            schedule.drawn(block * BLOCK_EXAMPLES + 100), drawn + np.bincount(task[:100], minlength=3)
+        )
+        drawn += quotas
+        visits.update(zip(task.tolist(), epoch.tolist(), chunk.tolist(), strict=True))
+    assert set(visits.values()) == {1}, "no chunk twice in an epoch"
+    for index, chunks in enumerate((40, 10, 3)):
+        epochs, places = divmod(int(drawn[index]), chunks)
+        assert sum(task == index for task, _, _ in visits) == epochs * chunks + places
+        assert len({e for task, e, _ in visits if task == index}) == epochs + (places > 0)
+
+
 def test_proportions_over_a_block_are_exact(stream):
     """512 steps of 16 are one block of 8,192: each task must have come up exactly as often as its quota."""
     names = Counter(name for step in range(512) for name in stream.tasks_of(step)["span_corruption"])

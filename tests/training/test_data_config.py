@@ -123,12 +123,18 @@ def test_the_command_prepares_examples_as_training_asks_for(tmp_path):
         ),
         ("DataConfig.target_length=1", "target_length must be at least 2"),
         ("DataConfig.decoder_start='first_target'", 'decoder_start must be "eos" for sequence_to_sequence'),
+        ("DataConfig.warm_epochs={'span_corruption': -1.0}", "warm_epochs['span_corruption'] must lie in [0, 1000)"),
+        (
+            "DataConfig.sampling_exponents={'sequence_to_sequence': 0.0}, "
+            "DataConfig.warm_epochs={'sequence_to_sequence': 5.0}",
+            "the temperature rises to 1 / sampling_exponents['sequence_to_sequence'], which must be above 0",
+        ),
         ("OptimizerConfig.schedule='cosine'", "schedule must be one of linear, inverse_sqrt, found 'cosine'"),
     ],
 )
 def test_what_examples_cannot_have_is_refused(field, message):
     with pytest.raises(ConfigError, match=re.escape(message)):
-        load(["finetune_examples.gin"], [field])
+        load(["finetune_examples.gin"], re.split(r", (?=DataConfig)", field))
 
 
 def test_data_of_other_lengths_is_refused(tmp_path):
