@@ -79,7 +79,8 @@ def _text(text: str) -> str:
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     head = "".join(f"<th>{escape(name)}</th>" for name in heads)
     body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    table = f'<table class="texts"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+    return f'<div class="panel" style="margin-top:12px"><div class="scroll">{table}</div></div>'
 
 
 def _farthest(texts: EvaluationSet, hypotheses: Sequence[str]) -> list[int]:
