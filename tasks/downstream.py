@@ -20,13 +20,14 @@ import seqio
 import tensorflow as tf
 
 from deltalm_jax.data.vocabulary import Vocabulary
-from deltalm_jax.model.config import EOS_ID
 from deltalm_jax.paths import absolute, as_path
 from tasks.data_to_text import webnlg
 from tasks.downstream_spec import DownstreamSpec
 from tasks.languages import Codes, load_languages
 from tasks.metrics import metric_fn
+from tasks.preprocessors import encode_examples
 from tasks.question_generation import xqg
+from tasks.registries import add_mixture, remove_tasks
 from tasks.summarization import wiki_lingua, xgiga
 from tasks.text import TextTask
 from tasks.translation import TARGET_TAG, WMT10, Wmt10Language, wmt10, wmt10_rates
@@ -91,7 +92,7 @@ def register_downstream(
     """
     vocabulary = vocabulary if isinstance(vocabulary, Vocabulary) else Vocabulary.load(vocabulary)
     data_dir = absolute(as_path(data_dir))
-    _remove_registered()
+    remove_tasks(n for n in list(seqio.TaskRegistry.names()) if isinstance(seqio.TaskRegistry.get(n), DownstreamTask))
     specs: list[DownstreamSpec] = [
         *wmt10(data_dir, wmt10_languages, target_tag),
         *xqg(data_dir),
@@ -103,10 +104,8 @@ def register_downstream(
         fields = {field.name: getattr(spec, field.name) for field in dataclasses.fields(spec)}
         add_downstream_task(**fields, vocabulary=vocabulary)
     mixtures = wmt10_rates(wmt10_languages)
-    # seqio's default stops a mixture at the first exhausted task: one epoch would end with the smallest language.
-    sample = functools.partial(tf.data.Dataset.sample_from_datasets, stop_on_empty_dataset=False)
     for name, rates in mixtures.items():
-        seqio.MixtureRegistry.add(name, list(rates.items()), sample_fn=sample)
+        add_mixture(name, list(rates.items()))
     return [*(spec.name for spec in specs), *mixtures]
 
 
@@ -157,7 +156,7 @@ def add_downstream_task(
         functools.partial(complete, source_prefix=source_prefix, language=target_language),
     )
     tokenized = functools.partial(
-        tokenize, name=name, vocabulary=vocabulary, source_length=source_length, target_length=target_length
+        encode_examples, name=name, vocabulary=vocabulary, source_length=source_length, target_length=target_length
     )
     feature = seqio.Feature(vocabulary.as_seqio(), add_eos=True, dtype=tf.int32)
     return seqio.TaskRegistry.add(
@@ -192,50 +191,6 @@ def complete(dataset: tf.data.Dataset, *, source_prefix: str, language: str) -> 
         }
 
     return dataset.map(completed)
-
-
-def tokenize(
-    dataset: tf.data.Dataset,
-    sequence_length: Mapping[str, int] | None,
-    *,
-    name: str,
-    vocabulary: Vocabulary,
-    source_length: int,
-    target_length: int,
-) -> tf.data.Dataset:
-    """Adds `inputs` [S] and `targets` [T], int32, each closed by `</s>`, which is never what is cut off.
-
-    `inputs_cut` and `targets_cut` say how many ids of the text had to be left out.
-
-    Args:
-      dataset: examples with `source` and `target`.
-      sequence_length: seqio's, by feature; None where nothing limits the lengths but those of the task.
-      name: of the Task, for messages.
-      vocabulary: of the ids.
-      source_length, target_length: most ids, `</s>` included.
-
-    Raises:
-      ValueError: `sequence_length` leaves no room for text.
-    """
-    asked = sequence_length or {}
-    lengths = {
-        "inputs": min(source_length, asked.get("inputs") or source_length),
-        "targets": min(target_length, asked.get("targets") or target_length),
-    }
-    if short := {feature: length for feature, length in lengths.items() if length < 2}:
-        raise ValueError(f"task {name}: expected a sequence_length with room for text and </s>, found {short}.")
-    encoder = vocabulary.as_seqio()
-
-    def add_ids(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        added = {}
-        for feature, field in (("inputs", "source"), ("targets", "target")):
-            ids = encoder.encode_tf(example[field])
-            kept = ids[: lengths[feature] - 1]
-            added[feature] = tf.concat([kept, [EOS_ID]], axis=0)
-            added[f"{feature}_cut"] = tf.size(ids) - tf.size(kept)
-        return {**example, **added}
-
-    return dataset.map(add_ids, num_parallel_calls=tf.data.AUTOTUNE)
 
 
 def postprocess(output: str, example: Mapping[str, Any], is_target: bool) -> str | list[str]:
@@ -279,13 +234,3 @@ def count_cut(name: str, split: str, sequence_length: Mapping[str, int] | None =
             counts[f"{feature}_cut_examples"] += cut > 0
             counts[f"{feature}_cut_ids"] += cut
     return counts
-
-
-def _remove_registered() -> None:
-    """Takes an earlier call's Tasks and Mixtures out of seqio's registries; they may be of another folder."""
-    ours = {name for name in seqio.TaskRegistry.names() if isinstance(seqio.TaskRegistry.get(name), DownstreamTask)}
-    for name in list(seqio.MixtureRegistry.names()):
-        if all(task.name in ours for task in seqio.MixtureRegistry.get(name).tasks):
-            seqio.MixtureRegistry.remove(name)
-    for name in ours:
-        seqio.TaskRegistry.remove(name)

@@ -10,15 +10,13 @@ import dataclasses
 import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
-import seqio
 import tensorflow as tf
 from absl import logging
 
 from deltalm_jax.data.readers import CorpusError
 from tasks.downstream_places import Place, Row
-from tasks.exiting import call, ending
+from tasks.one_shard import OneShardSource, dataset_from
 
 SPLITS = ("train", "validation", "test")
 # How far the number of rows may be from the published one, which is often a rounded one.
@@ -26,7 +24,6 @@ ROWS_TOLERANCE = 0.03
 
 # Between references on their way to TensorFlow. Readers remove control characters, so no text has it.
 _SEPARATOR = "\x1e"
-_ROWS_AT_A_TIME = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +45,7 @@ class Publication:
     rows: Mapping[str, int | None]
 
 
-class DownstreamSource(seqio.DataSource):
+class DownstreamSource(OneShardSource):
     """A downstream task's data.
 
     Examples are `{"source", "target"}`, strings, and `references`, a vector of strings: the target alone where a split has no
@@ -66,11 +63,6 @@ class DownstreamSource(seqio.DataSource):
         self.name = name
         self.places = places
         self.publication = publication
-
-    @property
-    def supports_arbitrary_sharding(self) -> bool:
-        """False: a split is one shard, and seqio deals out its examples."""
-        return False
 
     def list_shards(self, split: str) -> Sequence[str]:
         """One."""
@@ -91,24 +83,12 @@ class DownstreamSource(seqio.DataSource):
             raise self._missing(split)
         return self._counted(read(counts), split, counts)
 
-    def get_dataset(
-        self,
-        split: str = "train",
-        shuffle: bool = True,
-        seed: int | None = None,
-        shard_info: seqio.ShardInfo | None = None,
-        **unused: Any,
-    ) -> tf.data.Dataset:
-        """The examples in file order (`shuffle` is left to the Task's buffer).
+    def dataset_of(self, split: str) -> tf.data.Dataset:
+        """The examples in file order.
 
         Raises:
           CorpusError: the data are nowhere; damage in a validation or test split, or at the beginning of the training split.
-          ValueError: an unknown split, or a shard of several (seqio asks for none where a source has one shard).
         """
-        if split not in self.splits:
-            raise ValueError(f"Unknown split {split!r} of {self}: expected {' or '.join(self.splits)}.")
-        if shard_info is not None and shard_info.num_shards > 1:
-            raise ValueError(f"{self} has one shard; let the Task deal out the examples.")
         # What was begun to see whether there is anything; the first epoch goes on with it.
         begun: list[Iterator[Row]] = []
         held: list[Row] = []
@@ -118,21 +98,14 @@ class DownstreamSource(seqio.DataSource):
         else:
             held = list(self.read(split, Counter()))
 
-        def columns() -> Iterator[dict[str, list[str]]]:
-            rows = iter(held) if held else begun.pop() if begun else self.read(split, Counter())
-            while not ending():
-                with call():
-                    batch = list(itertools.islice(rows, _ROWS_AT_A_TIME))
-                if not batch:
-                    return
-                yield {
-                    "source": [row.source for row in batch],
-                    "target": [row.target for row in batch],
-                    "references": [_SEPARATOR.join(row.references or (row.target,)) for row in batch],
-                }
+        def items() -> Iterator[Row]:
+            return iter(held) if held else begun.pop() if begun else self.read(split, Counter())
 
-        signature = {name: tf.TensorSpec([None], tf.string) for name in ("source", "target", "references")}
-        dataset = tf.data.Dataset.from_generator(columns, output_signature=signature).unbatch()
+        def columns(rows: list[Row]) -> Sequence[list[str]]:
+            references = [_SEPARATOR.join(row.references or (row.target,)) for row in rows]
+            return [row.source for row in rows], [row.target for row in rows], references
+
+        dataset = dataset_from(items, ("source", "target", "references"), columns)
         return dataset.map(lambda row: {**row, "references": tf.strings.split(row["references"], _SEPARATOR)})
 
     def _counted(self, rows: Iterator[Row], split: str, counts: Counter[str]) -> Iterator[Row]:

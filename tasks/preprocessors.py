@@ -64,37 +64,53 @@ def encode_examples(
     dataset: tf.data.Dataset,
     sequence_length: Mapping[str, int] | None,
     *,
+    name: str,
     vocabulary: Vocabulary,
     source_length: int,
     target_length: int,
 ) -> tf.data.Dataset:
-    """`{"inputs", "targets"}`, int32 [S] and [T], each closed by `</s>`; one example each, as the preparation has them.
+    """Adds `inputs` [S] and `targets` [T], int32, each closed by `</s>`, which is never what is cut off.
+
+    `inputs_cut` and `targets_cut` say how many ids of the text had to be left out.
 
     Args:
-      dataset: `{"source", "target"}`, strings; other fields stay.
-      sequence_length: seqio's, by feature; None where nothing limits the lengths.
+      dataset: examples with `source` and `target`.
+      sequence_length: seqio's, by feature; None where nothing limits the lengths but those of the task.
+      name: of the Task, for messages.
       vocabulary: of the ids.
-      source_length, target_length: most ids, `</s>` included; `sequence_length` may lower them. A longer source is cut, an
-        example with a longer target is left out, as is one that has no ids on a side.
+      source_length, target_length: most ids, `</s>` included.
+
+    Raises:
+      ValueError: `sequence_length` leaves no room for text.
     """
-    limits = {"inputs": source_length, "targets": target_length}
-    limits = {name: min(limit, (sequence_length or {}).get(name) or limit) for name, limit in limits.items()}
+    asked = sequence_length or {}
+    lengths = {
+        "inputs": min(source_length, asked.get("inputs") or source_length),
+        "targets": min(target_length, asked.get("targets") or target_length),
+    }
+    if short := {feature: length for feature, length in lengths.items() if length < 2}:
+        raise ValueError(f"task {name}: expected a sequence_length with room for text and </s>, found {short}.")
+    encoder = vocabulary.as_seqio()
 
-    @call()
-    def encode(source: bytes, target: bytes) -> tuple[np.ndarray, np.ndarray]:
-        if ending():
-            return np.zeros(0, np.int32), np.zeros(0, np.int32)
-        inputs, targets = vocabulary.encode_batch([source.decode(), target.decode()])
-        inputs = inputs[: limits["inputs"] - 1]
-        if not inputs or not targets or len(targets) >= limits["targets"]:
-            return np.zeros(0, np.int32), np.zeros(0, np.int32)
-        return np.array([*inputs, EOS_ID], np.int32), np.array([*targets, EOS_ID], np.int32)
+    def add_ids(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        added = {}
+        for feature, field in (("inputs", "source"), ("targets", "target")):
+            ids = encoder.encode_tf(example[field])
+            kept = ids[: lengths[feature] - 1]
+            added[feature] = tf.concat([kept, [EOS_ID]], axis=0)
+            added[f"{feature}_cut"] = tf.size(ids) - tf.size(kept)
+        return {**example, **added}
 
-    def encode_example(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        sides = tf.numpy_function(encode, [example["source"], example["target"]], (tf.int32, tf.int32))
-        return example | {name: tf.ensure_shape(ids, [None]) for name, ids in zip(limits, sides, strict=True)}
+    return dataset.map(add_ids, num_parallel_calls=tf.data.AUTOTUNE)
 
-    return dataset.map(encode_example).filter(lambda example: tf.size(example["inputs"]) > 0)
+
+def without_long_targets(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """The examples of `encode_examples` whose target was not cut and whose sides have ids, as the preparation takes them."""
+    return dataset.filter(
+        lambda example: (
+            (example["targets_cut"] == 0) & (tf.size(example["inputs"]) > 1) & (tf.size(example["targets"]) > 1)
+        )
+    )
 
 
 def corrupt(

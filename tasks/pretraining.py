@@ -46,7 +46,8 @@ from tasks.corpora import (
     task_name,
 )
 from tasks.languages import Language, load_languages
-from tasks.preprocessors import corrupt, cut_into_chunks, encode_examples
+from tasks.preprocessors import corrupt, cut_into_chunks, encode_examples, without_long_targets
+from tasks.registries import add_mixture, remove_tasks
 from tasks.source import CorpusDataSource
 from tasks.text import TextTask
 
@@ -117,7 +118,7 @@ def register(
     shares = dict(objective_batch_sizes or OBJECTIVE_BATCH_SIZES)
 
     table = load_languages()
-    _remove_registered()
+    remove_tasks(name for name in list(seqio.TaskRegistry.names()) if corpus_of(seqio.TaskRegistry.get(name)))
     names_by_objective: dict[str, list[str]] = {}
     language_of: dict[str, str] = {}
     for corpus_name, corpus_files in files.items():
@@ -144,13 +145,13 @@ def register(
         rates = sampling_rates(counts, exponents[objective], codes)
         weighted = [(name, float(rate)) for name, rate in zip(names, rates, strict=True)]
         mixtures.append(f"deltalm_{objective}")
-        _add_mixture(mixtures[-1], weighted)
+        add_mixture(mixtures[-1], weighted)
         if objective in shares:
             share = shares[objective] / sum(shares.values())
             pretrain_rates += [(name, rate * share) for name, rate in weighted]
     if set(names_by_objective) >= set(OBJECTIVE_BATCH_SIZES):
         mixtures.append(PRETRAIN_MIXTURE)
-        _add_mixture(PRETRAIN_MIXTURE, pretrain_rates)
+        add_mixture(PRETRAIN_MIXTURE, pretrain_rates)
     return mixtures
 
 
@@ -200,10 +201,12 @@ def add_task(
         steps = [
             functools.partial(
                 encode_examples,
+                name=name,
                 vocabulary=vocabulary,
                 source_length=corruption.source_length,
                 target_length=corruption.target_length,
-            )
+            ),
+            without_long_targets,
         ]
     else:
         raw_length = corruption.raw_length(chunk_length)
@@ -306,20 +309,3 @@ def _token_counts(
             "training tokens there. Prepare them, or leave the languages out."
         )
     return {name: counts[name] for name in by_task}
-
-
-def _remove_registered() -> None:
-    """Takes an earlier call's Tasks and Mixtures out of seqio's registries; they may be of another folder."""
-    tasks = {name: seqio.TaskRegistry.get(name) for name in seqio.TaskRegistry.names()}
-    ours = {name for name, task in tasks.items() if corpus_of(task)}
-    for name in list(seqio.MixtureRegistry.names()):
-        if all(task.name in ours for task in seqio.MixtureRegistry.get(name).tasks):
-            seqio.MixtureRegistry.remove(name)
-    for name in ours:
-        seqio.TaskRegistry.remove(name)
-
-
-def _add_mixture(name: str, rates: Sequence[tuple[str, float]]) -> None:
-    # seqio's default stops a mixture at the first exhausted task: one epoch would end with the smallest language.
-    sample = functools.partial(tf.data.Dataset.sample_from_datasets, stop_on_empty_dataset=False)
-    seqio.MixtureRegistry.add(name, list(rates), sample_fn=sample)

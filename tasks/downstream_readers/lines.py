@@ -41,6 +41,12 @@ def read_lines(
     Raises:
       CorpusError: a missing, damaged or empty file; or a bad line.
     """
+    for line in _lines(path, counts, lenient, max_bytes):
+        yield None if line is None else clean(line)
+
+
+def _lines(path: Path, counts: Counter[str], lenient: bool, max_bytes: int) -> Iterator[str | None]:
+    """Lines as they stand; all else as `read_lines`."""
     number = 0
     dropped: Counter[str] = Counter()
     for line in decode_lines(read_bytes(path), dropped, max_bytes):
@@ -54,7 +60,7 @@ def read_lines(
                 raise bad_line(path, number, reason, max_bytes=max_bytes)
             counts[reason] += 1
             dropped.clear()
-        yield None if line is None else clean(line)
+        yield line
     if not number:
         raise CorpusError(f"{path}: expected lines of text, found an empty file. Fetch the file again.")
     counts["lines"] += number
@@ -109,22 +115,15 @@ def read_columns(
     Raises:
       CorpusError: as `read_lines`; an empty side, or a row that does not have two columns.
     """
-    dropped: Counter[str] = Counter()
-    number = 0
     # Not `read_lines`, which makes a space of a tab.
-    for line in decode_lines(read_bytes(path), dropped, MAX_LINE_BYTES):
-        number += 1
-        columns = [] if line is None else line.split("\t")
-        if line is not None and "\0" in line:
-            dropped["nul"] += 1
-        elif line is not None and len(columns) != 2:
-            dropped["columns"] += 1
-        if dropped:
-            (reason,) = dropped
+    for number, line in enumerate(_lines(path, counts, lenient, MAX_LINE_BYTES), 1):
+        if line is None:
+            continue
+        columns = line.split("\t")
+        if len(columns) != 2:
             if not lenient:
-                raise bad_line(path, number, reason, f"two columns separated by a tab, found {len(columns)}")
-            counts[reason] += 1
-            dropped.clear()
+                raise bad_line(path, number, "columns", f"two columns separated by a tab, found {len(columns)}")
+            counts["columns"] += 1
             continue
         first, second = map(clean, columns)
         if not first or not second:
@@ -133,9 +132,6 @@ def read_columns(
             counts["empty"] += 1
             continue
         yield first, second
-    if not number:
-        raise CorpusError(f"{path}: expected lines of text, found an empty file. Fetch the file again.")
-    counts["lines"] += number
 
 
 def bad_line(path: Path, number: int, reason: str, expected: str = "", max_bytes: int = MAX_LINE_BYTES) -> CorpusError:
