@@ -18,10 +18,9 @@ from __future__ import annotations
 import argparse
 import json
 import pathlib
-import subprocess
-import sys
 from typing import Any
 
+from benchmarks.commands import run_command
 from deltalm_jax.data.readers import read_ccaligned
 from tasks.corpora import find_files
 
@@ -59,7 +58,7 @@ def starts(flags: argparse.Namespace) -> dict[str, str]:
     warm, pretrained = flags.output / "warm_start", flags.output / "pretrained"
     if not warm.exists():
         vocabulary = [f"--vocabulary={flags.vocabulary}"] if flags.vocabulary else []
-        _command("convert", "--from=xlm_roberta", f"--input={flags.encoder}", f"--output={warm}", *vocabulary)
+        run_command("convert", "--from=xlm_roberta", f"--input={flags.encoder}", f"--output={warm}", *vocabulary)
     sizes = dict.fromkeys(("span_corruption", "translation_span_corruption"), flags.batch_size)
     _train(
         flags, "pretrain_small.gin", warm, pretrained, flags.pretrain_steps,
@@ -95,7 +94,7 @@ def scores(flags: argparse.Namespace, run_dir: pathlib.Path, data: pathlib.Path)
         for direction in (f"{code}-en", f"en-{code}"):
             output = run_dir / "evaluation" / direction
             if not (output / "scores.json").exists():
-                _command(
+                run_command(
                     "evaluate", f"--checkpoint={run_dir}", f"--task=examples_{direction.replace('-', '_')}",
                     "--split=validation", f"--data_dir={data}", f"--beam_size={flags.beam_size}", "--max_length=20",
                     "--max_length_per_token=1.5", f"--output={output}",
@@ -124,16 +123,10 @@ def _train(
         "TrainConfig.keep_checkpoints=1",
     ]
     plan += ["DataConfig.prepare_limit_mb=1000.0"]
-    _command(
+    run_command(
         "train", f"--gin_file={gin_file}", f"--run_dir={run_dir}",
         *(f"--gin.{binding}" for binding in (*fields, vocabulary, *plan, *bindings)), *flags.more,
     )  # fmt: skip
-
-
-def _command(name: str, *flags: str) -> None:
-    done = subprocess.run([sys.executable, "-m", f"deltalm_jax.{name}", *flags], stdout=sys.stderr, check=False)
-    if done.returncode:
-        sys.exit(done.returncode)
 
 
 def main() -> None:

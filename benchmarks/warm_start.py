@@ -14,10 +14,9 @@ import argparse
 import json
 import pathlib
 import statistics
-import subprocess
-import sys
 from typing import Any
 
+from benchmarks.commands import run_command
 from deltalm_jax.model.warm_start import INITIALIZATIONS
 
 BATCH = "{'span_corruption': 1, 'translation_span_corruption': 1}"
@@ -29,14 +28,14 @@ def run(initialize: str, rms: float | None, flags: argparse.Namespace) -> dict[s
     start, run_dir = flags.output / "models" / name, flags.output / "runs" / name
     if not start.exists():
         vocabulary = flags.prepared_dir / "vocabulary.model"
-        _command(
+        run_command(
             "convert", "--from=xlm_roberta", f"--input={flags.encoder}", f"--output={start}", f"--initialize={initialize}",
             f"--vocabulary={vocabulary}", *([] if rms is None else [f"--decoder_output_rms={rms}"]),
         )  # fmt: skip
     model = json.loads((start / "model.json").read_text())["model"]
     shape = [f"--gin.ModelConfig.{name}={model[name]}" for name in ("decoder", "num_decoder_layers")]
     options = {"steps": flags.steps, "init_from": start, "checkpoint_every": flags.steps, "eval_every": 0}
-    _command(
+    run_command(
         "train", f"--gin_file={flags.gin_file}", f"--run_dir={run_dir}",
         f"--gin.DataConfig.prepared_dir={flags.prepared_dir}", f"--gin.DataConfig.objective_batch_sizes={BATCH}", *shape,
         *(f"--gin.TrainConfig.{name}={value}" for name, value in options.items()), *flags.more,
@@ -49,12 +48,6 @@ def run(initialize: str, rms: float | None, flags: argparse.Namespace) -> dict[s
         "last_20": statistics.fmean(line["loss"] for line in lines[-20:]),
         **{key: value for key, value in lines[-1].items() if key.startswith("eval/") and key.count("/") == 2},
     }
-
-
-def _command(name: str, *flags: str) -> None:
-    done = subprocess.run([sys.executable, "-m", f"deltalm_jax.{name}", *flags], stdout=sys.stderr, check=False)
-    if done.returncode:
-        sys.exit(done.returncode)
 
 
 def main() -> None:

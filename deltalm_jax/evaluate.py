@@ -38,7 +38,7 @@ Metrics: docs/tasks.md. How it is decoded: docs/generation.md.
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     """Command-line flags; exits with code 2 where they cannot be."""
-    from deltalm_jax.decoding.flags import add_search_flags
+    from deltalm_jax.decoding.flags import add_checkpoint_flag, add_search_flags
 
     parser = argparse.ArgumentParser(
         prog="python -m deltalm_jax.evaluate",
@@ -50,10 +50,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     )
     path = pathlib.Path
     what = parser.add_argument_group("what")
-    what.add_argument(
-        "--checkpoint", required=True, metavar="PATH",
-        help="a folder of `deltalm_jax.convert --to=native`, a run's directory (also gs://…), or one of its checkpoints",
-    )  # fmt: skip
+    add_checkpoint_flag(what)
     what.add_argument("--task", metavar="NAME", help="a seqio Task with sources and targets (docs/tasks.md)")
     what.add_argument("--split", default="test", metavar="NAME", help="of the Task (default: test)")
     what.add_argument(
@@ -133,7 +130,7 @@ def _evaluate(flags: argparse.Namespace) -> None:
     folder = flags.output or checkpoint / "evaluation" / name
     chosen = {field.name: getattr(flags, field.name) for field in dataclasses.fields(Job) if hasattr(flags, field.name)}
     chosen["source_prefix"] = _prefix(flags.source_prefix, checkpoint, texts)
-    result = evaluate(texts, Job(**chosen), metrics, folder)
+    result = evaluate(texts, Job(**chosen), metrics, folder, saved)
     for metric, found in result["scores"].items():
         print(f"{metric} {found['score']:.2f}  {found['signature']}")
     print(f"{result['examples']:,} outputs in {folder}; open {folder / 'index.html'}")

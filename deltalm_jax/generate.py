@@ -29,7 +29,7 @@ What the rules are, and what a result hangs on: docs/generation.md.
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     """Command-line flags."""
-    from deltalm_jax.decoding.flags import add_search_flags
+    from deltalm_jax.decoding.flags import add_checkpoint_flag, add_search_flags
     from deltalm_jax.decoding.texts import FORMATS
 
     parser = argparse.ArgumentParser(
@@ -42,10 +42,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     )
     path = pathlib.Path
     what = parser.add_argument_group("what")
-    what.add_argument(
-        "--checkpoint", required=True, metavar="PATH",
-        help="a folder of `deltalm_jax.convert --to=native`, a run's directory (also gs://…), or one of its checkpoints",
-    )  # fmt: skip
+    add_checkpoint_flag(what)
     what.add_argument("--input", type=path, metavar="FILE", help="UTF-8, a source on each line (default: stdin)")
     what.add_argument("--output", type=path, metavar="FILE", help="(default: stdout)")
     what.add_argument(

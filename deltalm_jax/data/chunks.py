@@ -24,6 +24,7 @@ import numpy as np
 from array_record.python import array_record_module
 
 from deltalm_jax.data.shards import Shard, decode_records, digest_file, write_atomically
+from deltalm_jax.data.vocabulary import Vocabulary
 from deltalm_jax.errors import UserError
 from deltalm_jax.paths import as_path, files_below, is_remote
 
@@ -186,6 +187,13 @@ class PreparedData:
             raise PreparedDataError(f"{folder / MANIFEST}: misses or misstates {error}. Prepare again.") from error
         data._check_files()
         return data
+
+    def vocabulary(self) -> Vocabulary:
+        """The vocabulary that the ids are of, with the layout that the data were prepared with."""
+        told = self.manifest["vocabulary"]
+        return Vocabulary.load(
+            self.folder / VOCABULARY_MODEL, sentinel_start=told["sentinel_start"], num_sentinels=told["num_sentinels"]
+        )
 
     def chunk_count(self, task_index: int, split: str) -> int:
         """Chunks of a task's split; 0 where the split is absent."""

@@ -9,6 +9,14 @@ from deltalm_jax.decoding.options import RULES
 from deltalm_jax.decoding.texts import TOO_LONG
 
 
+def add_checkpoint_flag(group: argparse._ArgumentGroup) -> None:
+    """Adds `--checkpoint`."""
+    group.add_argument(
+        "--checkpoint", required=True, metavar="PATH",
+        help="a folder of `deltalm_jax.convert --to=native`, a run's directory (also gs://…), or one of its checkpoints",
+    )  # fmt: skip
+
+
 def add_search_flags(parser: argparse.ArgumentParser) -> None:
     """Adds those fields of `job.Job` that say how sources are decoded, by their names."""
     path = pathlib.Path

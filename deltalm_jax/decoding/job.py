@@ -33,6 +33,7 @@ from deltalm_jax.decoding.texts import Counts, SourceTexts, TargetTexts
 from deltalm_jax.decoding.vocabulary_masks import meaningful_mask, script_mask, text_mask
 from deltalm_jax.errors import UserError
 from deltalm_jax.model.config import resolve_compute_dtype
+from deltalm_jax.parallel.agreement import of_first_process
 from deltalm_jax.saved_model import SavedModel, open_model
 from deltalm_jax.weights.state_dict import abstract_params
 
@@ -106,8 +107,12 @@ class Job:
             raise GenerationError(str(error)) from error
 
 
-def run(job: Job) -> Counts:
+def run(job: Job, saved: SavedModel | None = None) -> Counts:
     """Does the job; with several processes (joined before), each decodes its part and the first one writes.
+
+    Args:
+      job: what to do.
+      saved: the job's checkpoint, if it has been opened, which reads all of it.
 
     Raises:
       UserError: something is not as it must be; what was written before is kept.
@@ -115,8 +120,9 @@ def run(job: Job) -> Counts:
     options = job.options()
     if jax.process_count() > 1 and (job.input is None or job.output is None):
         raise GenerationError("several processes read the same file and the first writes one: say --input and --output")
-    with contextlib.redirect_stdout(sys.stderr):  # of damaged checkpoints it says on stdout that they are passed over
-        saved = open_model(job.checkpoint)
+    if saved is None:
+        with contextlib.redirect_stdout(sys.stderr):  # of damaged checkpoints it says there that they are passed over
+            saved = open_model(job.checkpoint)
     vocabulary = saved.vocabulary
     if vocabulary is None:
         raise GenerationError(f"{job.checkpoint}: its vocabulary is not known; convert it with --vocabulary=FILE")
@@ -279,8 +285,7 @@ def _read(saved: SavedModel) -> Any:
 
 def _agreed(done: int, failure: UserError | None) -> int:
     """The lines that the first process has, told to all; an error in all if it has failed."""
-    if jax.process_count() > 1:
-        done = int(multihost_utils.broadcast_one_to_all(np.int32(done if failure is None else -1)))
+    done = of_first_process(done if failure is None else -1)
     if failure is not None:
         raise failure
     if done < 0:

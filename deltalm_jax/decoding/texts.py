@@ -101,7 +101,7 @@ class TargetTexts:
 
     def line(self, hypotheses: Sequence[Hypothesis], number: int) -> bytes:
         """UTF-8 with its end; `number` is that of the line, from 1."""
-        texts = [self._text(hypothesis) for hypothesis in hypotheses]
+        texts = [text_of(hypothesis, self.vocabulary) for hypothesis in hypotheses]
         if self.form == "text":
             return f"{texts[0] if texts else ''}\n".encode()
         entries = [{"text": text, "score": h.score} for text, h in zip(texts, hypotheses, strict=True)]
@@ -109,6 +109,8 @@ class TargetTexts:
             f"{json.dumps({'line': number, 'rule': self.rule, 'hypotheses': entries}, ensure_ascii=False)}\n".encode()
         )
 
-    def _text(self, hypothesis: Hypothesis) -> str:
-        tokens = [token for token in hypothesis.tokens if token not in (BOS_ID, EOS_ID)]
-        return re.sub(r"[\r\n]+", " ", self.vocabulary.decode(tokens))  # bytes can spell the end of a line
+
+def text_of(hypothesis: Hypothesis, vocabulary: Vocabulary) -> str:
+    """What a hypothesis says, on one line."""
+    tokens = [token for token in hypothesis.tokens if token not in (BOS_ID, EOS_ID)]
+    return re.sub(r"[\r\n]+", " ", vocabulary.decode(tokens))  # bytes can spell the end of a line

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
-from deltalm_jax.data.description.page import style
+from deltalm_jax.data.description.page import document
 from deltalm_jax.evaluation.texts import EvaluationSet
 
 # Texts shown: the first ones, and those farthest from their references.
@@ -37,10 +37,8 @@ def as_html(result: dict[str, Any], texts: EvaluationSet, hypotheses: Sequence[s
         ),
     )
     worst = _farthest(texts, hypotheses)
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{title}</title>\n<style>\n{style()}</style>\n</head>\n<body>\n"
+    return document(
+        title,
         f'<header class="top"><h1>{title}</h1><p class="soft"><code>{escape(result["checkpoint"])}</code>, '
         f"{result['examples']:,} examples, {escape(result['written'])}</p>"
         f'<div class="cards">{cards}</div></header>\n<main>\n'
@@ -50,7 +48,7 @@ def as_html(result: dict[str, Any], texts: EvaluationSet, hypotheses: Sequence[s
         f"{_examples(texts, hypotheses, range(min(_FIRST, len(hypotheses))))}</section>\n"
         f'<section><h2>Farthest from their references</h2><p class="soft">By chrF of the single output, worst first.</p>'
         f"{_examples(texts, hypotheses, worst)}</section>\n"
-        "</main>\n<footer>Made by <code>python -m deltalm_jax.evaluate</code>.</footer>\n</body>\n</html>\n"
+        "</main>\n<footer>Made by <code>python -m deltalm_jax.evaluate</code>.</footer>\n",
     )
 
 

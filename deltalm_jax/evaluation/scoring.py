@@ -15,11 +15,14 @@ from deltalm_jax.decoding.job import Job, run
 from deltalm_jax.evaluation.metrics import require, score
 from deltalm_jax.evaluation.page import as_html
 from deltalm_jax.evaluation.texts import EvaluationError, EvaluationSet
+from deltalm_jax.saved_model import SavedModel
 
 SOURCES, OUTPUTS, SCORES, PAGE = "sources.txt", "outputs.jsonl", "scores.json", "index.html"
 
 
-def evaluate(texts: EvaluationSet, job: Job, metrics: Sequence[str], folder: Path) -> dict[str, Any]:
+def evaluate(
+    texts: EvaluationSet, job: Job, metrics: Sequence[str], folder: Path, saved: SavedModel | None = None
+) -> dict[str, Any]:
     """Decodes the sources and scores what comes out.
 
     In `folder`: sources.txt, outputs.jsonl (written by `decoding.job`, which goes on with it), scores.json, index.html.
@@ -29,6 +32,7 @@ def evaluate(texts: EvaluationSet, job: Job, metrics: Sequence[str], folder: Pat
       job: with what and how; its input and output are set here.
       metrics: names of `deltalm_jax.evaluation.metrics.METRICS`.
       folder: made if absent.
+      saved: as of `decoding.job.run`.
 
     Returns:
       What scores.json holds.
@@ -44,7 +48,7 @@ def evaluate(texts: EvaluationSet, job: Job, metrics: Sequence[str], folder: Pat
         (folder / SCORES).unlink()
         (folder / OUTPUTS).unlink(missing_ok=True)
     job = dataclasses.replace(job, input=folder / SOURCES, output=folder / OUTPUTS, output_format="jsonl")
-    counts = run(job)
+    counts = run(job, saved)
     hypotheses = read_outputs(folder / OUTPUTS)
     result = {
         "task": texts.name,

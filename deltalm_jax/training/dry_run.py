@@ -161,12 +161,7 @@ def _print_data(console: Console, config: Config, stream: Stream) -> None:
 
 def _examples(stream: Stream) -> Iterator[Example]:
     """The first example of each objective in the first step."""
-    folder, described = stream.prepared.folder, stream.prepared.manifest["vocabulary"]
-    vocabulary = Vocabulary.load(
-        folder / "vocabulary.model",
-        sentinel_start=described["sentinel_start"],
-        num_sentinels=described["num_sentinels"],
-    )
+    folder, vocabulary = stream.prepared.folder, stream.prepared.vocabulary()
     tasks = stream.tasks_of(0)
     for name, arrays in stream.batch(0).items():
         texts = [vocabulary.decode(row[row > 0].tolist()) for row in (arrays["inputs"][0], arrays["targets"][0])]

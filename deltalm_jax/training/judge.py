@@ -10,8 +10,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from deltalm_jax.data.stream import Stream
-from deltalm_jax.data.vocabulary import EOS_ID, Vocabulary
+from deltalm_jax.data.vocabulary import EOS_ID
 from deltalm_jax.decoding import Generator, LengthLimit, SearchOptions
+from deltalm_jax.decoding.texts import text_of
 from deltalm_jax.errors import UserError
 from deltalm_jax.evaluation.metrics import require, score
 from deltalm_jax.model.config import PAD_ID, ModelConfig
@@ -57,12 +58,7 @@ def make_judge(by: str, examples: int, model: ModelConfig, stream: Stream, mesh:
     pairs = _held_out(stream, examples)
     if not pairs:
         raise SelectionError(f"TrainConfig.select_by is {by!r}, but no example is held out: put some into validation/")
-    told = stream.prepared.manifest["vocabulary"]
-    vocabulary = Vocabulary.load(
-        stream.prepared.folder / "vocabulary.model",
-        sentinel_start=told["sentinel_start"],
-        num_sentinels=told["num_sentinels"],
-    )
+    vocabulary = stream.prepared.vocabulary()
     sources = [source for source, _ in pairs]
     references = [[vocabulary.decode(target)] for _, target in pairs]
     whole = jax.jit(lambda params: params, out_shardings=replicated(mesh))
@@ -74,7 +70,7 @@ def make_judge(by: str, examples: int, model: ModelConfig, stream: Stream, mesh:
         generator = Generator((model, own), SearchOptions(beam_size=1), devices=here[:1])
         with jax.set_mesh(generator.mesh):  # in place of the run's, which is of all devices
             found = generator(sources, max_length=_LENGTH)
-        texts = [_text(hypotheses[0].tokens, vocabulary) if hypotheses else "" for hypotheses in found]
+        texts = [text_of(hypotheses[0], vocabulary) if hypotheses else "" for hypotheses in found]
         scores = score(metric, texts, references)
         if by not in scores:
             raise SelectionError(f"TrainConfig.select_by is {by!r}; {metric} gives {', '.join(scores)}")
@@ -100,7 +96,3 @@ def _parts(tokens_L: np.ndarray) -> list[list[int]]:
     real_L = tokens_L[tokens_L != PAD_ID]
     ends = np.flatnonzero(real_L == EOS_ID) + 1
     return [part.tolist() for part in np.split(real_L, ends)[: len(ends)]]
-
-
-def _text(tokens: tuple[int, ...], vocabulary: Vocabulary) -> str:
-    return vocabulary.decode([token for token in tokens if token != EOS_ID])

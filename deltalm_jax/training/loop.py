@@ -37,7 +37,7 @@ from deltalm_jax.training.record import describe, epochs_line, write_record
 from deltalm_jax.training.reporting import Reporter
 from deltalm_jax.training.resuming import check_counters, check_identity, note_rewind, place_in_data
 from deltalm_jax.training.run_files import RunFiles, run_files
-from deltalm_jax.training.selection import Best, as_record, best_of, first_best
+from deltalm_jax.training.selection import Best, as_record, best_of
 from deltalm_jax.training.starting_point import start_from_model
 from deltalm_jax.training.step import State, abstract_state, initial_state, make_eval_step, make_train_step
 from deltalm_jax.training.watch import Watch, unwatched
@@ -78,7 +78,7 @@ class _Place:
     order: DataOrder
     recent_losses: Sequence[float]
     about: dict[str, Any]
-    best: Best | None = None
+    best: Best | None
 
 
 def train(
@@ -204,12 +204,12 @@ def _newest_place(
         history = saved.get("allowed_changes", []) + [{"step": step, **change} for change in changes]
         about = about | {"start": saved.get("start"), "allowed_changes": history}
         return _Place(state, step, order, losses, about, best_of(saved, config.train.select_by))
-    order = DataOrder.of(config.train.skipped_data)
+    order, best = DataOrder.of(config.train.skipped_data), best_of({}, config.train.select_by)
     if config.train.init_from == RANDOM:
         state = initial_state(config.model, config.optimizer, config.train.seed, run.mesh)
-        return _Place(state, 0, order, (), about)
+        return _Place(state, 0, order, (), about, best)
     state, start = start_from_model(config, prepared, run.mesh)
-    return _Place(state, 0, order, (), about | {"start": start})
+    return _Place(state, 0, order, (), about | {"start": start}, best)
 
 
 def _until_spike(run: _Run, place: _Place) -> str | LossSpike:
@@ -237,9 +237,9 @@ def _steps(run: _Run, place: _Place) -> str:
     """All steps from a place on. Returns the run's last words; raises LossSpike where it has to go back."""
     config, options, start, stop = run.config, run.config.train, place.step, run.last_step
     stop_request, watchdog = run.watch.stop_request, run.watch.watchdog
-    best = place.best or (first_best(options.select_by) if options.select_by else None)
+    best = place.best
     if best and best.is_enough(options.patience):
-        return f"nothing to do: {best.words(options.select_by)}; none better in {best.since} (TrainConfig.patience)"
+        return f"nothing to do: {best}; none better in {best.since} (TrainConfig.patience)"
     if start < stop and stop_request.at_boundary():  # asked to while it was restored: do not compile first
         return _last_words(stop_request, start, start, options.steps, run.run_dir)
     batch_sizes = config.data.objective_batch_sizes
@@ -290,25 +290,20 @@ def _steps(run: _Run, place: _Place) -> str:
                 evaluation = run.evaluate(params)
                 if run.judge is not None and best is not None:
                     value = value_of_first_process(run.judge(params, evaluation))
-                    evaluation[f"select/{options.select_by}"] = value
-                    best = best.after(step, value, str(options.select_by))
+                    evaluation[f"select/{best.by}"] = value
+                    best = best.after(step, value)
                     stopping |= best.is_enough(options.patience)
                     saving |= stopping or best.step == step
                 reporter.flush(evaluation | epochs, by_group=step == options.steps)
                 if best is not None:
-                    now = evaluation[f"select/{options.select_by}"]
-                    reporter.say(f"{options.select_by} of what is held out: {now:.4g}; {best.words(options.select_by)}")
+                    reporter.say(f"{best.by} of what is held out: {evaluation[f'select/{best.by}']:.4g}; {best}")
             if saving:
                 watchdog.phase(f"save of step {step}", LONG)
                 reporter.flush({})
                 if not checking:
                     run.check(state, step)
                 data = {"skipped": place.order.as_json(), "next_batch": place.order.batch_of(step)}
-                about = (
-                    place.about
-                    | {"data": data, "recent_losses": list(guard.recent)}
-                    | as_record(best, options.select_by)
-                )
+                about = place.about | {"data": data, "recent_losses": list(guard.recent)} | as_record(best)
                 ending = "the run finished" if step == stop else "the run was stopped" if stopping else ""
                 run.checkpoints.save(
                     step, state, about, temporary=not scheduled, ending=ending, best=best.step if best else None
@@ -323,7 +318,7 @@ def _steps(run: _Run, place: _Place) -> str:
     words = _last_words(stop_request, start, saved, options.steps, run.run_dir)
     if best is not None and best.step:
         early = f"; stopped early, none better in {best.since} validations" if best.is_enough(options.patience) else ""
-        words += f"\n{best.words(options.select_by)}: {run.run_dir / 'checkpoints' / str(best.step)}{early}"
+        words += f"\n{best}: {run.run_dir / 'checkpoints' / str(best.step)}{early}"
     return words
 
 

@@ -21,6 +21,8 @@ from typing import Any
 
 import pytest
 
+from tests.support.file_server import serving
+
 
 @dataclasses.dataclass
 class Bucket:
@@ -74,16 +76,8 @@ def bucket(name: str) -> Iterator[Bucket]:
     class Handler(_Handler):
         bucket = state
 
-    server = _Server(("127.0.0.1", 0), Handler)
-    state.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    try:
+    with serving(_Server(("127.0.0.1", 0), Handler)) as state.url:
         yield state
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 @contextmanager

@@ -21,13 +21,13 @@ from tests.support.toy_data import write_toy_data
 def test_the_best_is_the_greatest_score_or_the_least_loss():
     best = first_best("bleu")
     for step, value in enumerate([3.0, 5.0, 5.0, math.nan, 4.0], 1):
-        best = best.after(step, value, "bleu")
-    assert best == Best(2, 5.0, since=3), "an equal one is not better, nor is what is no number"
+        best = best.after(step, value)
+    assert best == Best("bleu", 2, 5.0, since=3), "an equal one is not better, nor is what is no number"
     assert best.is_enough(3)
     assert not best.is_enough(4)
     assert not best.is_enough(None)
-    best = first_best("loss").after(1, math.nan, "loss").after(2, 3.0, "loss").after(3, 4.0, "loss")
-    assert best == Best(2, 3.0, since=1)
+    best = first_best("loss").after(1, math.nan).after(2, 3.0).after(3, 4.0)
+    assert best == Best("loss", 2, 3.0, since=1)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from deltalm_jax.data.chunks import VOCABULARY_MODEL, PreparedData, PreparedTask
+from deltalm_jax.data.chunks import PreparedData, PreparedTask
 from deltalm_jax.data.description.measurement import Histogram, Sampled, measure, segment_lengths
 from deltalm_jax.data.piece_table import PieceTable
 from deltalm_jax.data.stream import Objective, Stream
@@ -187,10 +187,7 @@ def describe(
       PreparedDataError: the data are damaged, or lack an objective.
       OSError: the vocabulary's model cannot be read.
     """
-    told = data.manifest["vocabulary"]
-    vocabulary = Vocabulary.load(
-        data.folder / VOCABULARY_MODEL, sentinel_start=told["sentinel_start"], num_sentinels=told["num_sentinels"]
-    )
+    vocabulary = data.vocabulary()
     stream = Stream(data, objectives, seed)
     rates, epochs = stream.rates(), stream.epochs(steps)
     table = PieceTable.of(vocabulary)
@@ -223,7 +220,7 @@ def describe(
         mixture=data.manifest["mixture"],
         digest=data.manifest["digest"],
         bytes_on_disk=sum(shard.bytes for t in data.tasks for split in t.splits.values() for shard in split.shards),
-        vocabulary=dict(told),
+        vocabulary=dict(data.manifest["vocabulary"]),
         settings=dict(data.manifest.get("settings", {})),
         steps=steps,
         seed=seed,

@@ -15,9 +15,14 @@ _STYLE = Path(__file__).with_name("page.css")
 _MANY_EPOCHS = 8.0
 
 
-def style() -> str:
-    """The style sheet of the project's pages."""
-    return _STYLE.read_text(encoding="utf-8")
+def document(title: str, body: str) -> str:
+    """A page of the project's, with its style sheet; `title` and `body` are HTML."""
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{title}</title>\n<style>\n{_STYLE.read_text(encoding='utf-8')}</style>\n</head>\n<body>\n"
+        f"{body}</body>\n</html>\n"
+    )
 
 
 def as_html(description: Description) -> str:
@@ -25,14 +30,12 @@ def as_html(description: Description) -> str:
     name = escape(f"{description.mixture}, prepared")
     colours = figures.reasons_of(description.objectives)
     sections = "".join(_objective(objective, description, colours) for objective in description.objectives)
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{name}</title>\n<style>\n{style()}</style>\n</head>\n<body>\n"
+    return document(
+        name,
         f"{_head(description)}<main>\n{_navigation(description)}{sections}{_origin(description)}</main>\n"
         "<footer>Made by <code>python -m deltalm_jax.prepare --describe</code>. Counts of tokens, chunks and what was "
         f"dropped are exact; what is said of ids was measured on up to {description.sample_chunks:,} chunks of each task."
-        "</footer>\n</body>\n</html>\n"
+        "</footer>\n",
     )
 
 
