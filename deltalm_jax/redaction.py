@@ -51,7 +51,7 @@ _FORMS = re.compile(
     r"""|(?P<keep3>(?:(?:secret(?:[_-]?key)?|passw(?:or)?d|passphrase|(?:api|access|private)[_-]?key|authorization)"""
     r"""\\?["']?\s*[=:]\s*|token(?:\\?["']\s*:|\s*=)\s*(?!["']?(?:[\d.]+\b|<))))"""
     rf"""(?!["']?(?:none|null|true|false)\b|["']?\[redacted|["']{{2}})(?:(?:Bearer|Basic|Token)\s+)?{_VALUE}"""
-    r"|(?P<keep4>(?<![\w-])--[\w-]{0,60}(?:token|secret(?:[_-]key)?|passw(?:or)?d|passphrase|(?:api|access)[_-]key)\s+)"
+    r"|(?P<keep4>(?<![\w-])--[\w-]{0,60}(?:(?<!per_)token|secret(?:[_-]key)?|passw(?:or)?d|passphrase|(?:api|access)[_-]key)\s+)"
     rf"(?!-|\[redacted){_VALUE}"
     r"|(?P<keep5>\bBearer\s+)(?!token\b)[\w.~+/=-]{8,}",
     re.IGNORECASE | re.DOTALL,

@@ -1,8 +1,12 @@
-"""Eight simulated devices for the tests of sharding; everything else uses the first."""
+"""Eight simulated devices for the tests of sharding; everything else uses the first. One compilation cache for all."""
 
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
+
+import pytest
 
 # Before anything imports jax. Tests compile much and compute little, so code is compiled quickly rather than well.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -10,3 +14,11 @@ os.environ["XLA_FLAGS"] = (
     f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 )
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """What one test compiled, or a process that it started, no other compiles again; not even in another worker."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        cache = tempfile.mkdtemp(prefix="deltalm_jax_tests_")
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
+        config.add_cleanup(lambda: shutil.rmtree(cache, ignore_errors=True))

@@ -28,7 +28,7 @@ def blocks() -> list[tuple[str, str]]:
 def start(text: str, folder: Path) -> subprocess.Popen[str]:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     # The second run finds what the first one compiled.
-    env = runs.environment(folder / "cache") | {"PATH": path}
+    env = runs.environment() | {"PATH": path}
     return subprocess.Popen(
         ["bash", "-e", "-c", text], cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )

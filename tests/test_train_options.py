@@ -36,8 +36,16 @@ OPTIONS = [
 GROUPS = {"cc100_a": {"script": "Latn"}, "cc100_b": {"script": "Cyrl"}}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def own_cache():
+    """Here a run has the compilation cache that it has by itself."""
+    with pytest.MonkeyPatch.context() as changes:
+        changes.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+        yield
+
+
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(tmp_path_factory, own_cache):
     """(run directory, output, data, configuration) of a run with every option."""
     place = tmp_path_factory.mktemp("options")
     data = write_toy_data(place / "data", runs.TOY_TASKS, groups=GROUPS)

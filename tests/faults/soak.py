@@ -41,7 +41,7 @@ def soak(place: pathlib.Path, kills: int, seed: int) -> dict[str, Any]:
     write_toy_data(place / "data", runs.TOY_TASKS, shards=2)
     options = (f"TrainConfig.steps={steps}", f"TrainConfig.checkpoint_every={INTERVAL}", "TrainConfig.eval_every=0")
     options = (*options, "TrainConfig.check_every=7", "TrainConfig.log_every=1000", "OptimizerConfig.decay_steps=5000")
-    whole = runs.run(place / "whole", place / "data", *options, cache=place / "cache")
+    whole = runs.run(place / "whole", place / "data", *options)
     assert whole.returncode == 0, whole.stderr
 
     found: dict[str, Any] = {"steps": steps, "kills": 0, "inside_a_save": 0, "most_steps_lost": 0, "by_place": {}}
@@ -63,7 +63,7 @@ def soak(place: pathlib.Path, kills: int, seed: int) -> dict[str, Any]:
         assert last - now <= 2 * INTERVAL, f"step {last} was done, the newest saved is {now}"
         found["most_steps_lost"] = max(found["most_steps_lost"], last - now)
         newest = now
-    end = runs.run(place / "killed", place / "data", *options, cache=place / "cache")
+    end = runs.run(place / "killed", place / "data", *options)
     assert end.returncode == 0, end.stderr
     ours, theirs = runs.metrics(place / "killed"), runs.metrics(place / "whole")
     found["steps_equal"] = [{k: line[k] for k in runs.SAME_METRICS} for line in ours] == [
@@ -85,7 +85,7 @@ def _kill_once(
     fault = f"kill@0:{'*' if point == 'save/delete' else step}:{point}" if kind == "point" else "sleep@0:0:step"
     process = subprocess.Popen(
         runs.command(place / "killed", place / "data", *options, faults=[fault]),
-        env=runs.environment(place / "cache"), cwd=place, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env=runs.environment(), cwd=place, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     began = time.monotonic()
 

@@ -26,7 +26,7 @@ def place(tmp_path_factory):
 
 
 def train(place, name, *faults):
-    return runs.run(place / name, place / "data", *OPTIONS, cache=place / "cache", faults=faults)
+    return runs.run(place / name, place / "data", *OPTIONS, faults=faults)
 
 
 def names(place, run):

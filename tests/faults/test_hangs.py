@@ -254,12 +254,12 @@ def run_with(place, name, faults, *more, processes=2, stopped=0):
         command = runs.command(run_dir, place / "data", *more, faults=faults)
         started = [
             subprocess.Popen(
-                command, env=runs.environment(place / "cache"), cwd=place, text=True, stdout=subprocess.PIPE,
+                command, env=runs.environment(), cwd=place, text=True, stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
             )
         ]  # fmt: skip
     else:
-        started = runs.run_processes(run_dir, place / "data", processes, *more, cache=place / "cache", faults=faults)
+        started = runs.run_processes(run_dir, place / "data", processes, *more, faults=faults)
     fault, texts = [], [""] * processes
 
     def read(i):
@@ -354,7 +354,7 @@ def test_data_missing_on_one_host_end_all_before_devices_are_used(place, where):
                 place / f"missing-{where}", place / ("nothing" if i == where else "data"), f"--coordinator={address}",
                 "--num_processes=2", f"--process_id={i}",
             ),
-            env=runs.environment(place / "cache"), cwd=place, text=True, stdout=subprocess.PIPE,
+            env=runs.environment(), cwd=place, text=True, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
         )
         for i in range(2)
@@ -375,7 +375,7 @@ def test_data_missing_on_one_host_end_all_before_devices_are_used(place, where):
 def test_a_run_of_two_started_twice_is_refused_and_goes_on(place):
     """With the same address: the second start must not reach the first one's coordinator, which would end both."""
     run_dir, more = place / "twice", ("TrainConfig.steps=100000", "TrainConfig.eval_every=0")
-    first = runs.run_processes(run_dir, place / "data", 2, *more, cache=place / "cache")
+    first = runs.run_processes(run_dir, place / "data", 2, *more)
     second = []
     try:
         wait_for(lambda: len(runs.metrics(run_dir)) > 3, 120)
@@ -384,7 +384,7 @@ def test_a_run_of_two_started_twice_is_refused_and_goes_on(place):
             second.append(
                 subprocess.Popen(
                     process.args,
-                    env=runs.environment(place / "cache"),
+                    env=runs.environment(),
                     cwd=place,
                     text=True,
                     stdout=subprocess.PIPE,

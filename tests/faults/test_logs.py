@@ -153,10 +153,10 @@ def test_a_run_goes_on_through_a_full_disk_and_ends_as_ever(tmp_path):
     prepared = tmp_path / "data"
     write_toy_data(prepared, runs.TOY_TASKS)
     more = ("TrainConfig.steps=15", "TrainConfig.eval_every=0")
-    assert runs.run(tmp_path / "undisturbed", prepared, *more, cache=tmp_path / "cache").returncode == 0
+    assert runs.run(tmp_path / "undisturbed", prepared, *more).returncode == 0
     done = subprocess.run(
         [sys.executable, "-c", FULL, *runs.command(tmp_path / "run", prepared, *more)[3:]],
-        env=runs.environment(tmp_path / "cache"), capture_output=True, text=True, timeout=300, cwd=tmp_path, check=False,
+        env=runs.environment(), capture_output=True, text=True, timeout=300, cwd=tmp_path, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "metrics.jsonl: cannot be written (No space left on device)" in done.stderr

@@ -21,7 +21,7 @@ ONE_GO = ("TrainConfig.steps=30", "TrainConfig.eval_every=0", "TrainConfig.check
 def place(tmp_path_factory):
     place = tmp_path_factory.mktemp("meshes")
     write_toy_data(place / "data", runs.TOY_TASKS, shards=2)
-    done = runs.run(place / "one", place / "data", *ONE_GO, cache=place / "cache")
+    done = runs.run(place / "one", place / "data", *ONE_GO)
     assert done.returncode == 0, done.stderr
     return place
 
@@ -39,7 +39,7 @@ def test_from_eight_devices_to_four_to_two(place):
     run_dir = place / "shrinking"
     for devices, stop, axes in ((8, 10, ("fsdp=2",)), (4, 20, ("tensor=2",)), (2, 30, ())):
         bindings = [f"TrainConfig.stop_at_step={stop}", *(f"MeshConfig.{axis}" for axis in axes)]
-        done = runs.run(run_dir, place / "data", *ONE_GO, *bindings, cache=place / "cache", devices=devices)
+        done = runs.run(run_dir, place / "data", *ONE_GO, *bindings, devices=devices)
         assert done.returncode == 0, done.stderr
         assert f"on {devices} cpu device(s)" in done.stdout
     assert_same_to_rounding(run_dir, place / "one")
@@ -51,10 +51,10 @@ def test_from_two_processes_to_one_to_four(place):
     for processes, stop in ((2, 10), (1, 20), (4, 30)):
         bindings = (*ONE_GO, f"TrainConfig.stop_at_step={stop}")
         if processes == 1:
-            done = runs.run(run_dir, place / "data", *bindings, cache=place / "cache")
+            done = runs.run(run_dir, place / "data", *bindings)
             assert done.returncode == 0, done.stderr
             continue
-        started = runs.run_processes(run_dir, place / "data", processes, *bindings, cache=place / "cache")
+        started = runs.run_processes(run_dir, place / "data", processes, *bindings)
         texts = outputs(started, 500.0)
         assert [p.returncode for p in started] == [0] * processes, "\n".join(texts)
     assert_same_to_rounding(run_dir, place / "one")
@@ -86,7 +86,7 @@ def test_a_device_that_drifts_stops_the_run_before_anything_of_it_is_saved(place
     bindings = (*ONE_GO, "TrainConfig.checkpoint_every=5", "TrainConfig.check_every=7")
     command = runs.command(place / "divided", place / "data", *bindings)
     done = subprocess.run(
-        [command[0], "-c", DIVIDED, *command[3:]], env=runs.environment(place / "cache", devices=4), cwd=place, text=True,
+        [command[0], "-c", DIVIDED, *command[3:]], env=runs.environment(devices=4), cwd=place, text=True,
         capture_output=True, timeout=200, check=False,
     )  # fmt: skip
     assert done.returncode == 70, done.stderr
@@ -96,7 +96,7 @@ def test_a_device_that_drifts_stops_the_run_before_anything_of_it_is_saved(place
 
 def test_temporary_checkpoints_by_the_clock_leave_room_for_newer_ones(place):
     bindings = ("TrainConfig.checkpoint_minutes=1e-9", "TrainConfig.check_every=4", "TrainConfig.stop_at_step=21")
-    done = runs.run(place / "clock", place / "data", *ONE_GO, *bindings, cache=place / "cache")
+    done = runs.run(place / "clock", place / "data", *ONE_GO, *bindings)
     assert done.returncode == 0, done.stderr
     records = {
         int(p.parent.name): json.loads(p.read_text()) for p in (place / "clock" / "checkpoints").glob("*/record.json")
@@ -110,7 +110,7 @@ def test_the_process_that_the_others_wait_for_is_named(place):
     faults = [f"sleep@1:{step}:batch" for step in (14, 15, 16)]
     bindings = (*ONE_GO, "TrainConfig.steps=20", "TrainConfig.check_every=10", "TrainConfig.tensorboard=False")
     started = runs.run_processes(
-        place / "slow", place / "data", 2, *bindings, cache=place / "cache", faults=faults
+        place / "slow", place / "data", 2, *bindings, faults=faults
     )  # fmt: skip
     texts = outputs(started)
     assert [p.returncode for p in started] == [0, 0], "\n".join(texts)

@@ -42,7 +42,7 @@ def place(tmp_path_factory):
 def poisoned(place, name, *more, faults=()):
     command = runs.command(place / name, place / "data", *more, faults=["sleep@0:1000:step", *faults])
     return subprocess.run(
-        [command[0], "-c", POISONED, *command[3:]], env=runs.environment(place / "cache"), cwd=place, text=True,
+        [command[0], "-c", POISONED, *command[3:]], env=runs.environment(), cwd=place, text=True,
         capture_output=True, timeout=200, check=False,
     )  # fmt: skip
 
@@ -89,7 +89,6 @@ def test_divergence_stops_the_run_and_nothing_bad_is_saved(place, tmp_path):
     done = runs.run(
         tmp_path / "run", place / "data", "OptimizerConfig.learning_rate=1e30", "OptimizerConfig.gradient_clip_norm=0.0",
         "ModelConfig.norm_placement='pre'", "TrainConfig.checkpoint_every=1000", "TrainConfig.max_skipped_in_a_row=2",
-        cache=place / "cache",
     )  # fmt: skip
     assert done.returncode == 65
     assert "the update is left out (2 in a row, 2 in all)" in done.stdout
@@ -101,18 +100,18 @@ def test_a_change_is_accepted_by_name_and_goes_on_record(place, rewound, tmp_pat
     subprocess.run(["cp", "-r", str(rewound[0]), str(tmp_path / "run")], check=True)
     changes = ("OptimizerConfig.learning_rate=0.001", "TrainConfig.seed=7", "TrainConfig.steps=45")
     named = ("--allow_config_change=OptimizerConfig.learning_rate", "--allow_config_change=TrainConfig.seed")
-    one = runs.run(tmp_path / "run", place / "data", *changes, named[0], cache=place / "cache")
+    one = runs.run(tmp_path / "run", place / "data", *changes, named[0])
     assert one.returncode == 2
     assert "TrainConfig.seed: 0 in the checkpoint, 7 now" in one.stderr
     assert "--allow_config_change=TrainConfig.seed" in one.stderr
     assert "learning_rate" not in one.stderr
-    both = runs.run(tmp_path / "run", place / "data", *changes, *named, cache=place / "cache")
+    both = runs.run(tmp_path / "run", place / "data", *changes, *named)
     assert both.returncode == 0, both.stderr
     record = json.loads((tmp_path / "run" / "checkpoints" / "45" / "record.json").read_text())
     assert record["about"]["allowed_changes"] == [
         {"step": 40, "name": "OptimizerConfig.learning_rate", "was": 0.002, "is": 0.001},
         {"step": 40, "name": "TrainConfig.seed", "was": 0, "is": 7},
     ]
-    wrong = runs.run(tmp_path / "run", place / "data", "--allow_config_change=seed", cache=place / "cache")
+    wrong = runs.run(tmp_path / "run", place / "data", "--allow_config_change=seed")
     assert wrong.returncode == 2
     assert "there is no such name" in wrong.stderr

@@ -30,9 +30,9 @@ def options(place):
 def place(tmp_path_factory):
     place = tmp_path_factory.mktemp("processes")
     write_toy_data(place / "data", runs.TOY_TASKS, shards=2)
-    done = runs.run(place / "start", place / "data", "TrainConfig.steps=1", cache=place / "cache")
+    done = runs.run(place / "start", place / "data", "TrainConfig.steps=1")
     assert done.returncode == 0, done.stderr
-    done = runs.run(place / "one", place / "data", *options(place), cache=place / "cache")
+    done = runs.run(place / "one", place / "data", *options(place))
     assert done.returncode == 0, done.stderr
     return place
 
@@ -56,9 +56,7 @@ def outputs(processes, limit=240.0):
 )
 def test_batches_and_losses_are_those_of_one_process(place, processes, devices, more):
     run_dir = place / f"with{processes}times{devices}"
-    started = runs.run_processes(
-        run_dir, place / "data", processes, *options(place), *more, cache=place / "cache", devices=devices
-    )
+    started = runs.run_processes(run_dir, place / "data", processes, *options(place), *more, devices=devices)
     texts = outputs(started, 600.0)  # four processes on two cores take turns
     assert [p.returncode for p in started] == [0] * processes, "\n".join(texts)
     ours, alone = runs.metrics(run_dir), runs.metrics(place / "one")
@@ -71,7 +69,7 @@ def test_batches_and_losses_are_those_of_one_process(place, processes, devices, 
 
 def test_sigterm_to_one_of_two_stops_both_with_one_checkpoint_and_one_process_goes_on(place):
     run_dir = place / "terminated"
-    started = runs.run_processes(run_dir, place / "data", 2, *options(place), cache=place / "cache")
+    started = runs.run_processes(run_dir, place / "data", 2, *options(place))
     deadline = time.monotonic() + 120
     while len(runs.metrics(run_dir)) < 5:
         assert time.monotonic() < deadline
@@ -82,7 +80,7 @@ def test_sigterm_to_one_of_two_stops_both_with_one_checkpoint_and_one_process_go
     assert [p.returncode for p in started] == [75, 75], "\n".join(texts)
     (saved,) = (int(p.name) for p in (run_dir / "checkpoints").iterdir())
     assert runs.metrics(run_dir)[-1]["step"] == saved < STEPS
-    again = runs.run(run_dir, place / "data", *options(place), cache=place / "cache")
+    again = runs.run(run_dir, place / "data", *options(place))
     assert again.returncode == 0, again.stderr
     assert f"resuming at step {saved}" in again.stdout
     digests = [line["batch_digest"] for line in runs.metrics(run_dir)]

@@ -26,7 +26,7 @@ def place(tmp_path_factory):
 @pytest.fixture(scope="module")
 def undisturbed(place):
     """40 steps in one go."""
-    done = runs.run(place / "whole", place / "data", cache=place / "cache")
+    done = runs.run(place / "whole", place / "data")
     assert done.returncode == 0, done.stderr
     return place / "whole"
 
@@ -62,7 +62,7 @@ def complete_lines(run_dir):
 
 def start(place, name, *more):
     return subprocess.Popen(
-        runs.command(place / name, place / "data", *more), env=runs.environment(place / "cache"), cwd=place,
+        runs.command(place / name, place / "data", *more), env=runs.environment(), cwd=place,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
 
@@ -95,7 +95,7 @@ def test_killed_and_started_again_is_bit_equal(place, undisturbed):
     wait_for_step(process, place / "killed", 22)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
-    again = runs.run(place / "killed", place / "data", cache=place / "cache")
+    again = runs.run(place / "killed", place / "data")
     assert again.returncode == 0, again.stderr
     assert "resuming at step" in again.stdout
     assert_same_run(place / "killed", undisturbed)
@@ -116,7 +116,7 @@ def test_a_stop_saves_says_how_to_go_on_and_is_bit_equal(place, undisturbed, sen
     told = shlex.split(out.partition("to go on:\n")[2])
     assert told[:3] == ["python", "-m", "deltalm_jax.train"]
     again = subprocess.run(
-        [sys.executable, *told[1:]], env=runs.environment(place / "cache"), cwd=place, check=True, capture_output=True,
+        [sys.executable, *told[1:]], env=runs.environment(), cwd=place, check=True, capture_output=True,
         text=True,
     )  # fmt: skip
     assert f"resuming at step {saved}" in again.stdout
@@ -132,7 +132,7 @@ def test_a_second_sigterm_does_not_end_the_last_save(place, undisturbed):
     )
     arguments = runs.command(place / "twice", place / "data", "TrainConfig.checkpoint_every=1000")
     process = subprocess.Popen(
-        [arguments[0], "-c", script, *arguments[3:]], env=runs.environment(place / "cache"), cwd=place, text=True,
+        [arguments[0], "-c", script, *arguments[3:]], env=runs.environment(), cwd=place, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     wait_for_step(process, place / "twice", 3)
@@ -150,38 +150,38 @@ def test_a_second_run_in_the_same_directory_is_refused(place, undisturbed):
     process = start(place, "owned", "TrainConfig.steps=100000", "TrainConfig.eval_every=0")
     try:
         wait_for_step(process, place / "owned", 1)
-        second = runs.run(place / "owned", place / "data", cache=place / "cache")
+        second = runs.run(place / "owned", place / "data")
         assert second.returncode == 2
         assert f"process {process.pid}, since" in second.stderr
         assert "choose another --run_dir" in second.stderr
     finally:
         process.kill()
         process.communicate()
-    third = runs.run(place / "owned", place / "data", "TrainConfig.stop_at_step=5", cache=place / "cache")
+    third = runs.run(place / "owned", place / "data", "TrainConfig.stop_at_step=5")
     assert third.returncode == 0, "a lock must not outlive its owner"
 
 
 def test_more_steps_go_on_from_a_finished_run(place, undisturbed, tmp_path):
     subprocess.run(["cp", "-r", str(undisturbed), str(tmp_path / "run")], check=True)
-    done = runs.run(tmp_path / "run", place / "data", "TrainConfig.steps=45", cache=place / "cache")
+    done = runs.run(tmp_path / "run", place / "data", "TrainConfig.steps=45")
     assert done.returncode == 0, done.stderr
     assert [line["step"] for line in runs.metrics(tmp_path / "run")] == list(range(1, 46))
 
 
 def test_stopping_at_a_step_does_not_move_the_schedule(place, undisturbed):
-    first = runs.run(place / "parts", place / "data", "TrainConfig.stop_at_step=20", cache=place / "cache")
+    first = runs.run(place / "parts", place / "data", "TrainConfig.stop_at_step=20")
     assert first.returncode == 0, first.stderr
     assert runs.metrics(place / "parts")[-1]["step"] == 20
-    second = runs.run(place / "parts", place / "data", cache=place / "cache")
+    second = runs.run(place / "parts", place / "data")
     assert second.returncode == 0, second.stderr
     assert_same_run(place / "parts", undisturbed)
-    third = runs.run(place / "parts", place / "data", cache=place / "cache")
+    third = runs.run(place / "parts", place / "data")
     assert third.returncode == 0
     assert "nothing to do" in third.stdout
 
 
 def test_a_restart_is_quick_and_imports_no_tensorflow(place, undisturbed):
-    runs.run(place / "quick", place / "data", "TrainConfig.stop_at_step=5", cache=place / "cache")
+    runs.run(place / "quick", place / "data", "TrainConfig.stop_at_step=5")
     script = (
         "import sys; from deltalm_jax.train import main; code = main(sys.argv[1:]);"
         "heavy = sorted({'tensorflow', 'seqio', 'apache_beam', 'tensorflow_datasets', 'torch'} & set(sys.modules));"
@@ -191,7 +191,7 @@ def test_a_restart_is_quick_and_imports_no_tensorflow(place, undisturbed):
     python, flags = arguments[0], arguments[3:]
     began = time.monotonic()
     done = subprocess.run(
-        [python, "-c", script, *flags], env=runs.environment(place / "cache"), capture_output=True, text=True, timeout=120,
+        [python, "-c", script, *flags], env=runs.environment(), capture_output=True, text=True, timeout=120,
         cwd=place, check=False,
     )  # fmt: skip
     seconds = time.monotonic() - began
@@ -224,7 +224,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_loudly(place, undisturbed, d
             path.write_bytes(path.read_bytes()[:-7])
         else:
             path.unlink()
-    done = runs.run(run_dir, place / "data", cache=place / "cache")
+    done = runs.run(run_dir, place / "data")
     assert done.returncode == 0, done.stderr
     if damage == "empty folder":
         assert "step 40 of 40 is reached already" in done.stdout
@@ -251,7 +251,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_loudly(place, undisturbed, d
 )
 def test_going_on_as_another_run_is_refused_with_the_difference(place, undisturbed, change, line):
     before = (undisturbed / "metrics.jsonl").read_bytes()
-    done = runs.run(undisturbed, place / "data", change, cache=place / "cache")
+    done = runs.run(undisturbed, place / "data", change)
     assert done.returncode == 2
     assert line in done.stderr
     assert done.stderr.count("\n") < 8, "one clear error, no trace"
@@ -260,6 +260,6 @@ def test_going_on_as_another_run_is_refused_with_the_difference(place, undisturb
 
 def test_other_data_is_refused(place, undisturbed, tmp_path):
     write_toy_data(tmp_path / "data", runs.TOY_TASKS | {"cc100_z": ("span_corruption", 4, 0)})
-    done = runs.run(undisturbed, tmp_path / "data", cache=place / "cache")
+    done = runs.run(undisturbed, tmp_path / "data")
     assert done.returncode == 2
     assert "data: " in done.stderr

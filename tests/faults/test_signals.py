@@ -30,7 +30,7 @@ def place(tmp_path_factory):
 
 def start(command, place):
     return subprocess.Popen(
-        command, env=runs.environment(place / "cache"), cwd=place, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        command, env=runs.environment(), cwd=place, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         text=True,
     )  # fmt: skip
 
@@ -66,9 +66,7 @@ def lines_until(process, text, limit=120.0):
 )
 def test_a_signal_while_training_saves_at_the_next_boundary(place, fault, more, saved):
     run_dir = place / fault.replace("/", "-").replace(":", "-")
-    done = runs.run(
-        run_dir, place / "data", "TrainConfig.checkpoint_every=1000", *more, cache=place / "cache", faults=[fault]
-    )
+    done = runs.run(run_dir, place / "data", "TrainConfig.checkpoint_every=1000", *more, faults=[fault])
     name = "SIGINT" if fault.startswith("int") else "SIGTERM"
     assert done.returncode == CODES[signal.Signals[name]], done.stderr
     assert f"{name}: stopped after step {saved}, checkpoint saved" in done.stdout
@@ -81,9 +79,9 @@ def test_a_signal_while_training_saves_at_the_next_boundary(place, fault, more, 
 )
 def test_a_signal_while_restoring_stops_before_the_step_is_compiled(place, fault, code):
     run_dir = place / f"restored-{code}"
-    assert runs.run(run_dir, place / "data", "TrainConfig.stop_at_step=2", cache=place / "cache").returncode == 0
+    assert runs.run(run_dir, place / "data", "TrainConfig.stop_at_step=2").returncode == 0
     before = (run_dir / "metrics.jsonl").read_bytes()
-    done = runs.run(run_dir, place / "data", cache=place / "cache", faults=[fault])
+    done = runs.run(run_dir, place / "data", faults=[fault])
     assert done.returncode == code, done.stderr
     assert "stopped before step 3; nothing is lost" in done.stdout
     assert "first step done" not in done.stdout
@@ -95,13 +93,13 @@ def test_a_signal_while_restoring_stops_before_the_step_is_compiled(place, fault
 def test_a_second_ctrl_c_is_obeyed_and_the_checkpoint_is_whole(place):
     run_dir = place / "impatient"
     done = runs.run(
-        run_dir, place / "data", "TrainConfig.checkpoint_every=1000", cache=place / "cache",
+        run_dir, place / "data", "TrainConfig.checkpoint_every=1000",
         faults=["int@0:3:step", "int@0:3:close"],
     )  # fmt: skip
     assert done.returncode == 130, done.stderr
     assert "interrupted; what was saved before is kept" in done.stderr
     assert "Traceback" not in done.stderr
-    again = runs.run(run_dir, place / "data", "TrainConfig.stop_at_step=4", cache=place / "cache")
+    again = runs.run(run_dir, place / "data", "TrainConfig.stop_at_step=4")
     assert again.returncode == 0, again.stderr
     assert "passed over" not in again.stdout
 
@@ -126,7 +124,7 @@ def test_a_signal_while_preparing_ends_the_preparation_too_and_the_same_command_
     if sent == signal.SIGTERM:
         told = shlex.split(out.partition("to go on:\n")[2])
         again = subprocess.run(
-            [sys.executable, *told[1:]], env=runs.environment(place / "cache"), cwd=place, timeout=300, check=False,
+            [sys.executable, *told[1:]], env=runs.environment(), cwd=place, timeout=300, check=False,
             capture_output=True, text=True,
         )  # fmt: skip
         assert again.returncode == 0, again.stderr
@@ -235,7 +233,6 @@ def two_with(place, name, *faults, more=()):
         2,
         "TrainConfig.checkpoint_every=1000",
         *more,
-        cache=place / "cache",
         faults=faults,
     )
     deadline = time.monotonic() + 200
@@ -271,7 +268,7 @@ def test_a_signal_to_one_of_two_at_any_time_stops_both_at_one_step(place, fault,
 def test_a_signal_to_one_of_two_while_restoring_stops_both_at_once(place):
     """Before a step, or, if the other one had gone on already, after one."""
     run_dir = place / "two-restored"
-    assert runs.run(run_dir, place / "data", "TrainConfig.stop_at_step=2", cache=place / "cache").returncode == 0
+    assert runs.run(run_dir, place / "data", "TrainConfig.stop_at_step=2").returncode == 0
     codes, texts = two_with(place, "two-restored", "term@1:*:restore")
     assert codes == [75, 75], "\n".join(texts)
     if "stopped before step 3; nothing is lost" in texts[0]:

@@ -56,6 +56,7 @@ HARMLESS = [
     "pad_token=0, mask_token=250001, eos_token='</s>'",
     '"mask_token": "<mask>"',
     "every token: what it stands for",
+    "--max_length_per_token X  so many more",
     "password=None secret=''",
     'to go on:\n  python -m deltalm_jax.train --gin_file=pretrain_tiny.gin \'--gin.DataConfig.languages=["de", "fr"]\'',
     "the coordinator is 10.0.0.1:1234; see https://host:8080/a@b and gs://bucket/path",

@@ -41,7 +41,7 @@ def left(tmp_path_factory):
     root = tmp_path_factory.mktemp("secrets")
     prepared, run_dir = root / FOLDER / "data", root / "run"
     write_toy_data(prepared, runs.TOY_TASKS)
-    environment = runs.environment(root / "cache") | {"STORE_TOKEN": TOKEN, "STORE_KEY": FOLDER}
+    environment = runs.environment() | {"STORE_TOKEN": TOKEN, "STORE_KEY": FOLDER}
     more = (f"DataConfig.vocabulary=https://me:{PASSWORD}@store/x.model", "TrainConfig.checkpoint_every=3")
     interrupted = runs.command(run_dir, prepared, *more, faults=["term@0:4:step"])
     flags = runs.command(run_dir, prepared, *more)[3:]

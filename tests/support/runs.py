@@ -49,18 +49,17 @@ TOY_TASKS = {
 }
 
 
-def environment(cache: pathlib.Path | None = None, devices: int = 1) -> dict[str, str]:
-    """The surroundings of a run: a shared compilation cache, and a number of simulated devices.
+def environment(devices: int = 1) -> dict[str, str]:
+    """The surroundings of a run: a number of simulated devices, and, in a test, the compilation cache of all tests.
 
     Such runs take a few steps of a model that is next to nothing: code is compiled quickly rather than well.
     """
-    env = os.environ | {
+    return os.environ | {
         "PYTHONPATH": str(ROOT),
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0",
         "PYTHONUNBUFFERED": "1",
     }
-    return env | ({"JAX_COMPILATION_CACHE_DIR": str(cache)} if cache else {})
 
 
 def command(run_dir: pathlib.Path, prepared: pathlib.Path, *more: str, faults: Sequence[str] = ()) -> list[str]:
@@ -74,18 +73,16 @@ def command(run_dir: pathlib.Path, prepared: pathlib.Path, *more: str, faults: S
     ]  # fmt: skip
 
 
-def run(
-    run_dir: pathlib.Path, prepared: pathlib.Path, *more: str, cache=None, devices=1, faults=()
-) -> subprocess.CompletedProcess:
+def run(run_dir: pathlib.Path, prepared: pathlib.Path, *more: str, devices=1, faults=()) -> subprocess.CompletedProcess:
     """Runs the command to its end."""
     return subprocess.run(
-        command(run_dir, prepared, *more, faults=faults), env=environment(cache, devices), capture_output=True,
+        command(run_dir, prepared, *more, faults=faults), env=environment(devices), capture_output=True,
         text=True, timeout=300, cwd=prepared.parent, check=False,
     )  # fmt: skip
 
 
 def run_processes(
-    run_dir: pathlib.Path, prepared: pathlib.Path, processes: int, *more: str, cache=None, devices: int = 1, faults=()
+    run_dir: pathlib.Path, prepared: pathlib.Path, processes: int, *more: str, devices: int = 1, faults=()
 ) -> list[subprocess.Popen]:
     """Starts several processes of one run, joined over loopback."""
     with socket.socket() as probe:
@@ -97,7 +94,7 @@ def run_processes(
                 run_dir, prepared, *more, f"--coordinator=127.0.0.1:{port}", f"--num_processes={processes}",
                 f"--process_id={i}", faults=faults,
             ),
-            env=environment(cache, devices), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=prepared.parent,
+            env=environment(devices), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=prepared.parent,
         )
         for i in range(processes)
     ]  # fmt: skip

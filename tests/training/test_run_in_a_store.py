@@ -45,7 +45,7 @@ def place(tmp_path_factory):
 def train(place, store: Bucket, run_dir, *more, faults=()):
     return subprocess.run(
         runs.command(run_dir, place / "data", *SHORT, *more, faults=faults),
-        env=runs.environment(place / "cache") | store.environment,
+        env=runs.environment() | store.environment,
         capture_output=True, text=True, timeout=300, cwd=place, check=False,
     )  # fmt: skip
 
@@ -59,7 +59,7 @@ def killed(place, store):
     left = store.names("runs/killed/")
     again = train(place, store, run_dir, "--profile_steps=10,11")
     assert again.returncode == 0, again.stderr
-    whole = runs.run(place / "whole", place / "data", *SHORT, cache=place / "cache")
+    whole = runs.run(place / "whole", place / "data", *SHORT)
     assert whole.returncode == 0, whole.stderr
     return left, again.stdout
 
@@ -176,7 +176,7 @@ def test_an_unreachable_bucket_or_missing_package_is_one_line(place, store):
     for words, command in commands.items():
         began = time.monotonic()
         done = subprocess.run(
-            command, env=runs.environment(place / "cache") | store.environment | nobody, capture_output=True, text=True,
+            command, env=runs.environment() | store.environment | nobody, capture_output=True, text=True,
             timeout=100, cwd=place, check=False,
         )  # fmt: skip
         assert done.returncode == 2, done.stderr
@@ -195,7 +195,7 @@ def test_two_processes_write_one_checkpoint(place, store):
             runs, "environment", lambda *a, real=runs.environment: real(*a) | store.environment
         )
         more = *SHORT, "TrainConfig.stop_at_step=8"
-        processes = runs.run_processes(run_dir, place / "data", 2, *more, cache=place / "cache")
+        processes = runs.run_processes(run_dir, place / "data", 2, *more)
         for process in processes:
             out, _ = process.communicate(timeout=200)
             assert process.returncode == 0, out

@@ -56,12 +56,10 @@ def test_a_state_has_the_models_parameters_and_nothing_else_in_it(place, mesh):
 def test_a_run_starts_from_another_and_goes_on_without_it(place):
     """With a learning rate of almost nothing, what it ends with is what it started from: the other's moving average."""
     first, second = place / "first", place / "second"
-    done = runs.run(
-        first, place / "data", "TrainConfig.steps=2", "OptimizerConfig.ema_decay=0.5", cache=place / "cache"
-    )
+    done = runs.run(first, place / "data", "TrainConfig.steps=2", "OptimizerConfig.ema_decay=0.5")
     assert done.returncode == 0, done.stderr
     options = [f"TrainConfig.init_from={first}", "OptimizerConfig.learning_rate=1e-25", "TrainConfig.eval_every=0"]
-    done = runs.run(second, place / "data", "TrainConfig.steps=1", *options, cache=place / "cache")
+    done = runs.run(second, place / "data", "TrainConfig.steps=1", *options)
     assert done.returncode == 0, done.stderr
     ours, theirs = runs.state(second, 1), runs.state(first, 2)
     names = [name for name in ours if name.startswith("['params']")]
@@ -77,7 +75,7 @@ def test_a_run_starts_from_another_and_goes_on_without_it(place):
     assert open_model(first / "checkpoints" / "2").config == model.config
 
     first.rename(place / "away")
-    done = runs.run(second, place / "data", "TrainConfig.steps=2", *options, cache=place / "cache")
+    done = runs.run(second, place / "data", "TrainConfig.steps=2", *options)
     assert done.returncode == 0, done.stderr
     assert "resuming at step 1" in done.stdout
     for step in (1, 2):  # what it started from stays on record
