@@ -1,4 +1,4 @@
-"""The shape of a DeltaLM model: its configuration, presets and parameter count. Plain Python; no jax, flax or gin."""
+"""The shape of a model: its configuration, presets and parameter count. Plain Python; no jax, flax or gin."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ATTENTIONS = ("auto", "xla", "splash", "cudnn")
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Everything that fixes a DeltaLM model. The defaults are DeltaLM-base.
+    """Everything that fixes a model: a DeltaLM, or the encoder that one starts from. The defaults are DeltaLM-base.
 
     Attributes:
       vocab_size: rows of the one token table, which serves the encoder, the decoder and the output.
@@ -34,13 +34,16 @@ class ModelConfig:
       feed_forward_size: width inside a feed-forward network (F).
       num_heads: attention heads (H); must divide `hidden_size`.
       num_encoder_layers: encoder layers.
-      num_decoder_layers: decoder layers, of the kind that `decoder` says.
+      num_decoder_layers: decoder layers, of the kind that `decoder` says. 0: an encoder alone, with a head for masked language
+        modelling (XLM-R, InfoXLM).
       max_length: longest encoder or decoder sequence, in tokens. Each position table has two rows more.
       decoder: "interleaved" for DeltaLM's decoder layer, which is as large as two encoder layers; "vanilla" for the usual
         one, which lacks the feed-forward network between the attentions (see `decoder_layer.py`).
       norm_placement: "post" normalises after each residual sum (all released models); "pre" normalises the input of
         each sub-layer, and the output of the last layer.
       embedding_layer_norm: whether both sides normalise their embeddings (base does, large does not).
+      sentence_layer: of an encoder alone, the hidden state whose first position stands for a sentence in contrast with others;
+        0 is the embeddings' output, which none is trained for, and here: no such state (InfoXLM-base: 8).
       dropout_rate: of the embeddings and of every sub-layer's output.
       attention_dropout_rate: of the attention weights.
       activation_dropout_rate: of the activations inside the feed-forward networks.
@@ -74,6 +77,7 @@ class ModelConfig:
     decoder: str = "interleaved"
     norm_placement: str = "post"
     embedding_layer_norm: bool = True
+    sentence_layer: int = 0
     dropout_rate: float = 0.1
     attention_dropout_rate: float = 0.0
     activation_dropout_rate: float = 0.0
@@ -86,8 +90,9 @@ class ModelConfig:
         check_types(self)
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.type == "int" and value < 1:
-                raise ValueError(f"ModelConfig.{field.name} must be at least 1, found {value}")
+            least = 0 if field.name in ("num_decoder_layers", "sentence_layer") else 1
+            if field.type == "int" and value < least:
+                raise ValueError(f"ModelConfig.{field.name} must be at least {least}, found {value}")
             if field.type == "float" and not 0.0 <= value < 1.0:
                 raise ValueError(f"ModelConfig.{field.name} is a rate and must be in [0, 1), found {value}")
         if self.hidden_size % self.num_heads:
@@ -97,11 +102,22 @@ class ModelConfig:
             )
         if self.vocab_size <= EOS_ID:
             raise ValueError(f"ModelConfig.vocab_size must exceed {EOS_ID}, the id of </s>, found {self.vocab_size}")
+        if self.sentence_layer > (self.num_encoder_layers if self.is_encoder else 0):
+            raise ValueError(
+                f"ModelConfig.sentence_layer is a layer of an encoder alone (num_decoder_layers = 0) with at least as many, "
+                f"found {self.sentence_layer} with {self.num_encoder_layers} encoder and {self.num_decoder_layers} decoder "
+                "layers"
+            )
         _check_choice("decoder", self.decoder, DECODERS)
         _check_choice("norm_placement", self.norm_placement, NORM_PLACEMENTS)
         _check_choice("compute_dtype", self.compute_dtype, COMPUTE_DTYPES)
         _check_choice("remat", self.remat, REMAT_POLICIES)
         _check_choice("attention", self.attention, ATTENTIONS)
+
+    @property
+    def is_encoder(self) -> bool:
+        """Whether it is an encoder alone."""
+        return self.num_decoder_layers == 0
 
     @property
     def num_positions(self) -> int:
@@ -188,5 +204,9 @@ def parameter_count(config: ModelConfig) -> int:
     layer_norms_per_side = int(config.embedding_layer_norm) + int(config.norm_placement == "pre")
     per_side = hidden * config.num_positions + 2 * hidden * layer_norms_per_side
     encoder_layers = config.num_encoder_layers * encoder_layer_parameter_count(config)
+    if config.is_encoder:
+        head = hidden**2 + hidden + 2 * hidden + config.vocab_size
+        projection = hidden**2 if config.sentence_layer else 0
+        return hidden * config.vocab_size + per_side + encoder_layers + head + projection
     decoder_layers = config.num_decoder_layers * decoder_layer_parameter_count(config)
     return hidden * config.vocab_size + 2 * per_side + encoder_layers + decoder_layers

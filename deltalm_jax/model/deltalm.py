@@ -18,6 +18,7 @@ from deltalm_jax.model.decoder import BeamCache, Cache, Decoder
 from deltalm_jax.model.dropout import split_key
 from deltalm_jax.model.embedding import embedding_table, look_up
 from deltalm_jax.model.encoder import Encoder
+from deltalm_jax.model.encoder_model import EncoderModel, merge_encoder
 from deltalm_jax.model.layer import Gather
 
 Params = dict[str, Any]
@@ -49,9 +50,9 @@ class DeltaLM(nnx.Module):
 
 
 def init_params(config: ModelConfig, key: jax.Array) -> Params:
-    """Randomly initialised parameters, float32. The same key gives the same values on any machine and mesh."""
-    model = DeltaLM(config, rngs=nnx.Rngs(params=key))
-    return nnx.to_pure_dict(nnx.split(model)[1])
+    """Randomly initialised parameters, float32; of an encoder alone if that is what the configuration says. The same key gives the same values on any machine and mesh."""
+    module = EncoderModel if config.is_encoder else DeltaLM
+    return nnx.to_pure_dict(nnx.split(module(config, rngs=nnx.Rngs(params=key)))[1])
 
 
 def hidden_states(
@@ -118,7 +119,8 @@ def apply_encoder(
     encoder_key, _ = split_key(dropout_key, 2)
     if token_BSD is None:
         token_BSD = look_up(params["token_embedding"], encoder_tokens_BS)
-    return _merge(config, params, attend).encoder(
+    model = merge_encoder(config, params, attend) if config.is_encoder else _merge(config, params, attend)
+    return model.encoder(
         token_BSD,
         encoder_tokens_BS,
         dropout_key=encoder_key,

@@ -50,7 +50,9 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"feed_forward/input/kernel", ("fsdp", "tensor")),
     (r"feed_forward/input/bias", ("tensor",)),
     (r"feed_forward/output/kernel", ("tensor", "fsdp")),
-    (r"(output/bias|layer_norm/(scale|bias))", (None,)),
+    (r"(lm_head/dense|sentence_projection)/kernel", ("fsdp", None)),
+    (r"lm_head/bias", ("tensor",)),
+    (r"(output/bias|lm_head/dense/bias|layer_norm/(scale|bias))", (None,)),
 )
 
 
