@@ -36,6 +36,9 @@ class SequenceToSequence:
     target_length: int = 256
 
     packed: ClassVar[bool] = True
+    chunks_of: ClassVar[str] = "sequence_to_sequence"
+    kind: ClassVar[str] = "sequence_to_sequence"
+    uses_mask: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         for name in ("source_length", "target_length"):

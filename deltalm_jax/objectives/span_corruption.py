@@ -12,6 +12,7 @@ Shapes: B batch, L raw length, S inputs (source), T targets, K most spans of a r
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import ClassVar
 
 import numpy as np
@@ -68,6 +69,14 @@ class SpanCorruption:
 
     packed: ClassVar[bool] = False
     """Whether a row may hold several examples, which the model keeps apart. A chunk of text is one."""
+    chunks_of: ClassVar[str] = "span_corruption"
+    """The objective whose prepared chunks it takes: its own, or those of another."""
+    kind: ClassVar[str] = "sequence_to_sequence"
+    """What the model does with a row: "sequence_to_sequence": from `inputs`, predict `targets`; "masked_language_model":
+    predict at each place of `inputs` the id that `targets` has there, where it has one; "contrast": tell `targets` from
+    other rows' by how like `inputs` it is."""
+    uses_mask: ClassVar[bool] = False
+    """Whether `corrupt` needs `mask_id`, the id of `<mask>`."""
 
     def __post_init__(self) -> None:
         if not 0 < self.noise_density < 1:
@@ -147,8 +156,8 @@ class SpanCorruption:
           keys_B: uint64, one random key a row.
         """
         noise_B, spans_B = self.counts(lengths_B)
-        slots_BK = _choose(hash_keys(keys_B, _SALT_SLOTS), spans_B, lengths_B - noise_B)
-        cuts_BK = _choose(hash_keys(keys_B, _SALT_LENGTHS), spans_B - 1, noise_B - 1) + 1
+        slots_BK = random_subsets(hash_keys(keys_B, _SALT_SLOTS), spans_B, lengths_B - noise_B)
+        cuts_BK = random_subsets(hash_keys(keys_B, _SALT_LENGTHS), spans_B - 1, noise_B - 1) + 1
         edges_BK = np.concatenate([np.zeros_like(noise_B)[:, None], cuts_BK, noise_B[:, None]], axis=1)
         # A span is preceded by the kept tokens before its slot and by the masked tokens of the spans before it.
         return Spans(slots_BK + edges_BK[:, :-1], np.diff(edges_BK, axis=1), spans_B)
@@ -194,10 +203,7 @@ class SpanCorruption:
         inputs_length, targets_length = self.lengths(chunk_length)
         lengths_B = np.asarray(lengths_B, np.int64)
         keys_B = np.asarray(keys_B, np.uint64)
-        if chunk_length > _NO_COLUMN:
-            raise ValueError(f"chunks of at most {_NO_COLUMN:,} tokens can be corrupted, found {chunk_length:,}")
-        if lengths_B.size and lengths_B.max() > chunk_length:
-            raise ValueError(f"a chunk of {lengths_B.max()} tokens is longer than chunk_length {chunk_length}")
+        check_lengths(lengths_B, chunk_length)
         if (needed := self.max_sentinels(chunk_length)) > num_sentinels:
             raise ValueError(
                 f"{chunk_length} tokens at noise density {self.noise_density} and mean span length "
@@ -206,9 +212,7 @@ class SpanCorruption:
             )
         inputs_BS = np.zeros((len(lengths_B), inputs_length), np.int32)
         targets_BT = np.zeros((len(lengths_B), targets_length), np.int32)
-        usable = np.flatnonzero(lengths_B >= MIN_CHUNK_LENGTH)
-        for begin in range(0, len(usable), _ROWS_AT_A_TIME):
-            rows = usable[begin : begin + _ROWS_AT_A_TIME]
+        for rows in usable_rows(lengths_B):
             tokens, lengths = tokens_BL[rows], lengths_B[rows]
             spans = self.spans(tokens, lengths, keys_B[rows])
             if (found := int(spans.counts_B.max())) > num_sentinels:
@@ -236,7 +240,23 @@ class SpanCorruption:
         return int((raw - noise + spans).max()), int((noise + spans).max()), int(spans.max())
 
 
-def _choose(keys_B: np.ndarray, chosen_B: np.ndarray, among_B: np.ndarray) -> np.ndarray:
+def check_lengths(lengths_B: np.ndarray, chunk_length: int) -> None:
+    """Raises ValueError where a row is longer than `chunk_length`, or that is more than can be corrupted."""
+    if chunk_length > _NO_COLUMN:
+        raise ValueError(f"chunks of at most {_NO_COLUMN:,} tokens can be corrupted, found {chunk_length:,}")
+    if (too_long_B := lengths_B > chunk_length).any():
+        row = int(too_long_B.argmax())
+        raise ValueError(f"row {row}: a chunk of {lengths_B[row]} tokens is longer than chunk_length {chunk_length}")
+
+
+def usable_rows(lengths_B: np.ndarray) -> Iterator[np.ndarray]:
+    """The numbers of the rows that are long enough to be corrupted, as many at a time as are best done together."""
+    usable = np.flatnonzero(lengths_B >= MIN_CHUNK_LENGTH)
+    for begin in range(0, len(usable), _ROWS_AT_A_TIME):
+        yield usable[begin : begin + _ROWS_AT_A_TIME]
+
+
+def random_subsets(keys_B: np.ndarray, chosen_B: np.ndarray, among_B: np.ndarray) -> np.ndarray:
     """Uniformly random subsets, ascending: row b holds `chosen_B[b]` of 0 … `among_B[b]` - 1.
 
     The columns of the smallest of as many random words. Words have 48 random bits, so that ties, which the lower column

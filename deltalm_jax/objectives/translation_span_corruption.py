@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import ClassVar
 
 import numpy as np
 
@@ -40,6 +41,8 @@ class TranslationSpanCorruption(SpanCorruption):
     noise_density: float = 0.5
     mask_sides: str = "both"
 
+    chunks_of: ClassVar[str] = "translation_span_corruption"
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.mask_sides not in MASK_SIDES:
@@ -53,7 +56,7 @@ class TranslationSpanCorruption(SpanCorruption):
         """
         if self.mask_sides == "both":
             return self.draw_spans(lengths_B, keys_B)
-        row_P, pair_P, edges_P3 = _find_pairs(tokens_BL, lengths_B)
+        row_P, pair_P, edges_P3 = find_pairs(tokens_BL, lengths_B)
         # One key a pair: its lowest bit is the coin, and the mask is drawn from further hashes of it.
         key_P = hash_keys(keys_B[row_P], _SALT_PAIR, pair_P)
         second_P = (key_P & np.uint64(1)).astype(np.int64)
@@ -85,8 +88,15 @@ class TranslationSpanCorruption(SpanCorruption):
         return super()._most(chunk_length) if self.mask_sides == "both" else _most_of_pairs(self, chunk_length)
 
 
-def _find_pairs(tokens_BL: np.ndarray, lengths_B: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def find_pairs(
+    tokens_BL: np.ndarray, lengths_B: np.ndarray, numbers_B: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The pairs of a batch of chunks, in order.
+
+    Args:
+      tokens_BL: the chunks.
+      lengths_B: their lengths, each at least 1.
+      numbers_B: by which number an error shall name each row, if by any.
 
     Returns:
       Per pair, its row; its number in the row; and where its first side begins, its second side begins, and it ends.
@@ -104,9 +114,10 @@ def _find_pairs(tokens_BL: np.ndarray, lengths_B: np.ndarray) -> tuple[np.ndarra
     whole_B = (tokens_BL[:, 0] == BOS_ID) & closed_B & (sides_B % 2 == 0) & ~empty_B
     if not whole_B.all():
         row = int(np.argmin(whole_B))
+        where, which = ("", "mask_sides 'one'") if numbers_B is None else (f"row {numbers_B[row]}: ", "this objective")
         raise ValueError(
-            f"expected <s> and pairs of texts, each closed by </s>, found a chunk of {lengths_B[row]} ids with "
-            f"{sides_B[row]} </s>: mask_sides 'one' is for chunks of translation pairs"
+            f"{where}expected <s> and pairs of texts, each closed by </s>, found a chunk of {lengths_B[row]} ids with "
+            f"{sides_B[row]} </s>: {which} is for chunks of translation pairs"
         )
     row_P = row_N[::2]
     pair_P = np.arange(len(row_P)) - np.searchsorted(row_P, row_P)
