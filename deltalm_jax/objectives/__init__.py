@@ -9,25 +9,34 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from deltalm_jax.objectives.cross_lingual_contrast import CrossLingualContrast
+from deltalm_jax.objectives.masked_language_model import MaskedLanguageModel
 from deltalm_jax.objectives.sequence_to_sequence import SequenceToSequence
 from deltalm_jax.objectives.span_corruption import Corrupted, SpanCorruption
+from deltalm_jax.objectives.translation_language_model import TranslationLanguageModel
 from deltalm_jax.objectives.translation_span_corruption import TranslationSpanCorruption
 
-Corruption = SpanCorruption | SequenceToSequence
-"""What takes a chunk apart; all have the same methods."""
+Corruption = SpanCorruption | SequenceToSequence | MaskedLanguageModel | CrossLingualContrast
+"""What takes a chunk apart; all have the same methods, and those that `uses_mask` want `mask_id` too."""
 
 OBJECTIVES: dict[str, type[Corruption]] = {
     "span_corruption": SpanCorruption,
     "translation_span_corruption": TranslationSpanCorruption,
     "sequence_to_sequence": SequenceToSequence,
+    "masked_language_model": MaskedLanguageModel,
+    "translation_language_model": TranslationLanguageModel,
+    "cross_lingual_contrast": CrossLingualContrast,
 }
 
 __all__ = [
     "OBJECTIVES",
     "Corrupted",
     "Corruption",
+    "CrossLingualContrast",
+    "MaskedLanguageModel",
     "SequenceToSequence",
     "SpanCorruption",
+    "TranslationLanguageModel",
     "TranslationSpanCorruption",
     "length_settings",
     "make_objective",
@@ -40,14 +49,16 @@ def make_objective(name: str, *, sizing: str = "raw", mask_sides: str = "both", 
     Args:
       name: a key of `OBJECTIVES`.
       sizing: of span corruption, see `SpanCorruption`.
-      mask_sides: of translation span corruption; others have no sides, and it is of no account to them.
-      **settings: the objective's own, where not their defaults: `noise_density` and `mean_span_length`, or `source_length`
-        and `target_length`.
+      mask_sides: of translation span corruption. Where one of these two has no meaning, it is of no account.
+      **settings: the objective's own, where not their defaults: `noise_density` and `mean_span_length` (of no account where
+        single positions are masked), `side_length`, or `source_length` and `target_length`.
     """
     if name == "sequence_to_sequence":
         return SequenceToSequence(**settings)
     if name == "translation_span_corruption":
         return TranslationSpanCorruption(**settings, sizing=sizing, mask_sides=mask_sides)
+    if OBJECTIVES[name].uses_mask:
+        return OBJECTIVES[name](**{k: v for k, v in settings.items() if k != "mean_span_length"})
     return SpanCorruption(**settings, sizing=sizing)
 
 
