@@ -53,7 +53,7 @@ def measure(kind: str, vocab_size: int, targets: int) -> dict[str, float]:
         return (smoothed_BT + config.z_loss * lse_BT**2).sum()
 
     def blocked(hidden_BTD, table_VD):
-        (loss, _), *gradients = vocabulary_loss_and_gradients(
+        (loss, _), *gradients, _ = vocabulary_loss_and_gradients(
             hidden_BTD, table_VD, targets_BT, weights_BT, 1.0, jnp.zeros_like(table_VD), config, vocab_size
         )
         return loss, gradients

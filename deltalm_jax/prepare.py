@@ -165,8 +165,11 @@ def _chunk_length(value: str) -> int | dict[str, int]:
         raise argparse.ArgumentTypeError(
             f"expected a number, or span_corruption=N,translation_span_corruption=N; found {value!r}"
         ) from None
-    if unknown := set(lengths) - set(OBJECTIVES):
-        raise argparse.ArgumentTypeError(f"unknown objective {min(unknown)!r}; known: {', '.join(OBJECTIVES)}")
+    prepared = [name for name, objective in OBJECTIVES.items() if objective.chunks_of == name]
+    if unknown := set(lengths) - set(prepared):
+        raise argparse.ArgumentTypeError(
+            f"unknown objective {min(unknown)!r}; those that chunks are made for: {', '.join(prepared)}"
+        )
     if len(lengths) < len(items):
         raise argparse.ArgumentTypeError(f"an objective is named twice in {value!r}")
     return lengths

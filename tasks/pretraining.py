@@ -31,7 +31,7 @@ from absl import logging
 from deltalm_jax.data.blocks import UNITS
 from deltalm_jax.data.sampling import sampling_rates
 from deltalm_jax.data.vocabulary import Vocabulary
-from deltalm_jax.objectives import SequenceToSequence, make_objective
+from deltalm_jax.objectives import SequenceToSequence, SpanCorruption, make_objective
 from deltalm_jax.paths import as_path
 from tasks.corpora import (
     CC100,
@@ -209,6 +209,7 @@ def add_task(
             without_long_targets,
         ]
     else:
+        assert isinstance(corruption, SpanCorruption), "that is what is left of `UNITS`"
         raw_length = corruption.raw_length(chunk_length)
         unit = UNITS[objective]
         steps = [

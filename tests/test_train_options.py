@@ -11,9 +11,10 @@ from deltalm_jax.data.stream import Stream
 from deltalm_jax.parallel.mesh import MeshConfig, make_mesh
 from deltalm_jax.parallel.sharding import put_batch
 from deltalm_jax.train import main, parse_arguments
+from deltalm_jax.training.eval_step import make_eval_step
 from deltalm_jax.training.evaluation import Evaluator
 from deltalm_jax.training.gin_files import load
-from deltalm_jax.training.step import initial_state, make_eval_step, make_train_step
+from deltalm_jax.training.step import initial_state, make_train_step
 from tests.support import runs
 from tests.support.toy_data import write_toy_data
 

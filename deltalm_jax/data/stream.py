@@ -21,7 +21,7 @@ import numpy as np
 
 from deltalm_jax.data.chunks import PreparedData, PreparedDataError
 from deltalm_jax.data.sampling import block_quotas, block_size, cap_rates, chunk_order, sampling_rates
-from deltalm_jax.objectives import Corruption
+from deltalm_jax.objectives import Corruption, mask_argument
 from deltalm_jax.objectives.hashing import hash_keys, string_key
 
 Batch = dict[str, dict[str, np.ndarray]]
@@ -59,7 +59,8 @@ class _Schedule:
     """Which chunk is example g of one objective."""
 
     def __init__(self, name: str, objective: Objective, prepared: PreparedData, seed: int):
-        tasks = [i for i, task in enumerate(prepared.tasks) if task.objective == name]
+        chunks_of = objective.corruption.chunks_of
+        tasks = [i for i, task in enumerate(prepared.tasks) if task.objective == chunks_of]
         tasks = [i for i in tasks if prepared.chunk_count(i, "train")]
         if not tasks:
             raise PreparedDataError(f"the prepared data holds no training chunks for the objective {name!r}")
@@ -159,6 +160,7 @@ class Stream:
 
     Attributes:
       sentinels: first sentinel id, and one past the last.
+      mask_id: id of `<mask>`.
 
     Raises:
       PreparedDataError: an objective has no training data.
@@ -169,12 +171,14 @@ class Stream:
         vocabulary = prepared.manifest["vocabulary"]
         first = int(vocabulary["sentinel_start"])
         self.sentinels = first, first + int(vocabulary["num_sentinels"])
+        self.mask_id = int(vocabulary["mask_id"])
         self._schedules = {name: _Schedule(name, o, prepared, seed) for name, o in self.objectives.items()}
         for name, objective in self.objectives.items():
-            needed = objective.corruption.max_sentinels(prepared.chunk_lengths[name])
+            length = prepared.chunk_lengths[objective.corruption.chunks_of]
+            needed = objective.corruption.max_sentinels(length)
             if needed > int(vocabulary["num_sentinels"]):
                 raise PreparedDataError(
-                    f"{name} of {prepared.chunk_lengths[name]} tokens needs {needed} sentinels, but the vocabulary of "
+                    f"{name} of {length} tokens needs {needed} sentinels, but the vocabulary of "
                     f"{prepared.folder} has {vocabulary['num_sentinels']}: lower the noise density or raise the mean span "
                     "length"
                 )
@@ -217,21 +221,28 @@ class Stream:
             for name, s in self._schedules.items()
         }
 
+    def prepared_for(self, objective: str) -> str:
+        """The objective whose chunks, in the prepared data, this one takes."""
+        return self.objectives[objective].corruption.chunks_of
+
     def epochs(self, steps: int) -> dict[str, float]:
-        """For each task, how often its chunks have been visited after `steps` steps: examples drawn / chunks.
+        """For each task, how often its chunks have been visited after `steps` steps by all objectives: examples / chunks.
 
         By arithmetic, whatever the number of steps. 2.5 means that half of the chunks were seen three times, half twice.
         """
         out: dict[str, float] = {}
         for name, schedule in self._schedules.items():
             drawn_K = schedule.drawn(steps * self.objectives[name].batch_size)
-            out |= dict(zip(schedule.task_names, (drawn_K / schedule.chunks_K).tolist(), strict=True))
+            for task, epochs in zip(schedule.task_names, (drawn_K / schedule.chunks_K).tolist(), strict=True):
+                out[task] = out.get(task, 0.0) + epochs
         return out
 
     def validation_batches(self, limit: int | None = None) -> dict[str, int]:
         """Per objective, how many validation batches there are (at most `limit`): the same on every process."""
         counts = {}
         for name, objective in self.objectives.items():
+            if objective.corruption.kind == "contrast":  # which is told from what a queue holds
+                continue
             batches = -(-len(self._validation_chunks(name)[0]) // objective.batch_size)
             counts[name] = batches if limit is None else min(batches, limit)
         return counts
@@ -263,7 +274,7 @@ class Stream:
         pairs = [
             (i, chunk)
             for i, task in enumerate(self.prepared.tasks)
-            if task.objective == name
+            if task.objective == self.objectives[name].corruption.chunks_of
             for chunk in range(self.prepared.chunk_count(i, "validation"))
         ]
         table = np.array(pairs, np.int64).reshape(-1, 2)
@@ -275,12 +286,14 @@ class Stream:
         self, name: str, split: str, task_B: np.ndarray, chunk_B: np.ndarray, keys_B: np.ndarray
     ) -> dict[str, np.ndarray]:
         tokens_BL, lengths_B = self.prepared.read(split, task_B, chunk_B)
-        corrupted = self.objectives[name].corruption.corrupt(
+        corruption = self.objectives[name].corruption
+        corrupted = corruption.corrupt(
             tokens_BL,
             lengths_B,
             keys_B,
             sentinel_start=self.sentinels[0],
             num_sentinels=self.sentinels[1] - self.sentinels[0],
-            chunk_length=self.prepared.chunk_lengths[name],
+            chunk_length=self.prepared.chunk_lengths[corruption.chunks_of],
+            **mask_argument(corruption, self.mask_id),
         )
         return {"inputs": corrupted.inputs_BS, "targets": corrupted.targets_BT}

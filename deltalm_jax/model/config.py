@@ -34,16 +34,16 @@ class ModelConfig:
       feed_forward_size: width inside a feed-forward network (F).
       num_heads: attention heads (H); must divide `hidden_size`.
       num_encoder_layers: encoder layers.
-      num_decoder_layers: decoder layers, of the kind that `decoder` says. 0: an encoder alone, with a head for masked language
-        modelling (XLM-R, InfoXLM).
+      num_decoder_layers: decoder layers, of the kind that `decoder` says. 0: an encoder alone, with a head for masked
+        language modelling (XLM-R, InfoXLM).
       max_length: longest encoder or decoder sequence, in tokens. Each position table has two rows more.
       decoder: "interleaved" for DeltaLM's decoder layer, which is as large as two encoder layers; "vanilla" for the usual
         one, which lacks the feed-forward network between the attentions (see `decoder_layer.py`).
       norm_placement: "post" normalises after each residual sum (all released models); "pre" normalises the input of
         each sub-layer, and the output of the last layer.
       embedding_layer_norm: whether both sides normalise their embeddings (base does, large does not).
-      sentence_layer: of an encoder alone, the hidden state whose first position stands for a sentence in contrast with others;
-        0 is the embeddings' output, which none is trained for, and here: no such state (InfoXLM-base: 8).
+      sentence_layer: of an encoder alone, the layer after which the first position stands for the sentence in contrast with
+        others (InfoXLM-base: 8). 0: there is no contrast.
       dropout_rate: of the embeddings and of every sub-layer's output.
       attention_dropout_rate: of the attention weights.
       activation_dropout_rate: of the activations inside the feed-forward networks.

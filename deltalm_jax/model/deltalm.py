@@ -50,7 +50,7 @@ class DeltaLM(nnx.Module):
 
 
 def init_params(config: ModelConfig, key: jax.Array) -> Params:
-    """Randomly initialised parameters, float32; of an encoder alone if that is what the configuration says. The same key gives the same values on any machine and mesh."""
+    """Randomly initialised parameters, float32. The same key gives the same values on any machine and mesh."""
     module = EncoderModel if config.is_encoder else DeltaLM
     return nnx.to_pure_dict(nnx.split(module(config, rngs=nnx.Rngs(params=key)))[1])
 

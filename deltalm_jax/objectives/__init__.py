@@ -40,6 +40,7 @@ __all__ = [
     "TranslationSpanCorruption",
     "length_settings",
     "make_objective",
+    "mask_argument",
 ]
 
 
@@ -60,6 +61,11 @@ def make_objective(name: str, *, sizing: str = "raw", mask_sides: str = "both", 
     if OBJECTIVES[name].uses_mask:
         return OBJECTIVES[name](**{k: v for k, v in settings.items() if k != "mean_span_length"})
     return SpanCorruption(**settings, sizing=sizing)
+
+
+def mask_argument(corruption: Corruption, mask_id: int) -> dict[str, Any]:
+    """What `corruption.corrupt` wants beside what all want: `mask_id`, or nothing."""
+    return {"mask_id": mask_id} if corruption.uses_mask else {}
 
 
 def length_settings(chunk_lengths: Mapping[str, int]) -> tuple[int | None, str]:

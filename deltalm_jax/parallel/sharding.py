@@ -125,6 +125,8 @@ def state_shardings(state: Any, mesh: Mesh) -> Any:
 
     def of(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         shape = tuple(np.shape(leaf))
+        if path_name(path) == "contrast/queue":  # each device tells its part from all queries
+            return batch_sharding(mesh)
         # An optimizer's leaves end in the path of their parameter: "optimizer/1/mu/encoder/…".
         endings = [path_name(path[i:]) for i in range(1, len(path))]
         parameter = next((by_name[name] for name in endings if name in by_name), None)

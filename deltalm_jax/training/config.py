@@ -8,203 +8,17 @@ from typing import Any
 
 from deltalm_jax.data.filters import FilterConfig
 from deltalm_jax.data.stream import Objective
-from deltalm_jax.data.vocabulary import DEFAULT_NUM_SENTINELS
 from deltalm_jax.fields import check_types, is_operational, operational
 from deltalm_jax.model.config import ModelConfig
-from deltalm_jax.objectives import OBJECTIVES, make_objective
+from deltalm_jax.objectives import OBJECTIVES
 from deltalm_jax.parallel.mesh import MeshConfig
+from deltalm_jax.training.contrast import ContrastConfig
+from deltalm_jax.training.data_config import SEQUENCE_TO_SEQUENCE, DataConfig
 from deltalm_jax.training.data_order import DataOrder
 from deltalm_jax.training.loss import LossConfig
 from deltalm_jax.training.optimizer import OptimizerConfig
-from deltalm_jax.training.step import DECODER_STARTS
 
-SAMPLE = "sample"
 RANDOM = "random"
-SEQUENCE_TO_SEQUENCE = "sequence_to_sequence"
-
-
-@dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """What the model is trained on, and in which proportions.
-
-    Attributes:
-      mixture: name of a seqio Task or Mixture (`tasks/`, or `task_module`) to prepare.
-      task_module: name of a module that registers Tasks and Mixtures of one's own (`tasks.add_task`), for the
-        preparation. Training itself never imports it.
-      data_dir: folder with the corpora (`cc100/CODE.txt.xz`, `ccaligned/xx_YY-en_XX.tsv.xz`), or "sample" for the
-        shipped sample. Only needed until the data is prepared.
-      vocabulary: SentencePiece model file, or "sample" for the shipped sample's.
-      prepared_dir: where the prepared data lies; None is `prepared/<gin name>` in the working directory.
-      languages: codes to restrict the corpora to; "paper" is the published files of the paper's languages, all of them;
-        None takes every language found in `data_dir`.
-      chunk_length: tokens in a full example (paper: 512). What it measures is said by `sizing`.
-      sizing: "raw": `chunk_length` is the text's, before corruption (512 gives inputs of 461 and 341), as in the group's
-        later loader. "t5": it is the corrupted inputs', closed by `</s>`, and the text is as much longer as fills them
-        (568 tokens at 15 %, 766 at 50 %); counts are rounded as in T5.
-      mask_sides: of translation pairs, "both" sides are masked (DeltaLM's figure) or "one", chosen by a coin for each
-        pair (mT6).
-      num_sentinels: sentinels of the vocabulary: the most spans an example can have. The released model has 100;
-        inputs of 512 tokens by T5's sizing at 50 % need 128, and one-side masking of 512 tokens 127.
-      objective_batch_sizes: examples of each objective in a global batch: the only ratio between objectives. The paper
-        gives their sum, 2,048; the ratio is not stated.
-      source_length, target_length: of sequence_to_sequence, tokens of a row's sources and of its targets, `</s>` included.
-        A longer source is cut; an example with a longer target is left out.
-      packing: of sequence_to_sequence, whether short examples share a row. The model keeps them apart.
-      source_prefix: of sequence_to_sequence, text put before every source; `{target}` in it is the part of the task's
-        language behind its last hyphen ("de-en"): "__{target}__ " tags a source with the language to translate to.
-      noise_densities: share of tokens masked (paper: 15 % and 50 %).
-      mean_span_lengths: mean length of masked spans in tokens (paper: 3).
-      sampling_exponents: a language's rate is proportional to (its tokens) ** exponent. Not stated; XLM-R and mT5 used
-        0.3. (A temperature T, as of multilingual translation, is the exponent 1 / T.) Of sequence_to_sequence 1, if it is not
-        named.
-      warm_epochs: epochs of an objective's data over which its temperature rises from 1 (XLM-T: 5, to a temperature of 5, for
-        multilingual translation); of those named.
-      max_epochs: how often a task's text may be seen in `OptimizerConfig.decay_steps` steps; what a small language does not
-        get then goes to the others. An objective that is not named has no limit. The paper states none.
-      decoder_start: "eos": the decoder starts from `</s>` and every target is predicted. "first_target": it starts from
-        the first target, the first sentinel, which is then not predicted, as in the DeltaLM group's later loader.
-      prepare_limit_mb: `train` prepares corpora up to this size on disk by itself; above, it prints the command. The size
-        of Tasks of one's own is not known, and does not count.
-      prefetch: batches made ahead of the step.
-    """
-
-    mixture: str = "deltalm_pretrain"
-    task_module: str | None = operational(None)
-    data_dir: str | None = operational(None)
-    vocabulary: str | None = operational(None)
-    prepared_dir: str | None = operational(None)
-    languages: tuple[str, ...] | None = None
-    chunk_length: int = 512
-    sizing: str = "raw"
-    mask_sides: str = "both"
-    num_sentinels: int = DEFAULT_NUM_SENTINELS
-    source_length: int = 256
-    target_length: int = 256
-    packing: bool = True
-    source_prefix: str = ""
-    objective_batch_sizes: dict[str, int] = dataclasses.field(default_factory=lambda: _each(1024, 1024))
-    noise_densities: dict[str, float] = dataclasses.field(default_factory=lambda: _each(0.15, 0.5))
-    mean_span_lengths: dict[str, float] = dataclasses.field(default_factory=lambda: _each(3.0, 3.0))
-    sampling_exponents: dict[str, float] = dataclasses.field(default_factory=lambda: _each(0.3, 0.3))
-    warm_epochs: dict[str, float] = dataclasses.field(default_factory=dict)
-    max_epochs: dict[str, float] = dataclasses.field(default_factory=dict)
-    decoder_start: str = "eos"
-    prepare_limit_mb: float = operational(200.0)
-    prefetch: int = operational(2)
-
-    def __post_init__(self) -> None:
-        check_types(self)
-        if self.chunk_length < 8:
-            raise ValueError(f"DataConfig.chunk_length must be at least 8 tokens, found {self.chunk_length}")
-        if self.prefetch < 1:
-            raise ValueError(f"DataConfig.prefetch must be at least 1, found {self.prefetch}")
-        if not self.objective_batch_sizes:
-            raise ValueError("DataConfig.objective_batch_sizes is empty: name at least one objective")
-        complete = ("objective_batch_sizes", "noise_densities", "mean_span_lengths", "sampling_exponents")
-        for field in (*complete, "max_epochs", "warm_epochs"):
-            for name in getattr(self, field):
-                if name not in OBJECTIVES:
-                    raise ValueError(f"DataConfig.{field}: unknown objective {name!r}; known: {', '.join(OBJECTIVES)}")
-        for name, epochs in self.warm_epochs.items():
-            if not 0 <= epochs < 1000:
-                raise ValueError(f"DataConfig.warm_epochs[{name!r}] must lie in [0, 1000), found {epochs}")
-            if epochs and (name in self.max_epochs or self.sampling_exponents.get(name, 1.0) <= 0):
-                raise ValueError(
-                    f"DataConfig.warm_epochs[{name!r}]: the temperature rises to 1 / sampling_exponents[{name!r}], which "
-                    "must be above 0, and rates that change cannot keep max_epochs"
-                )
-        for name, limit in self.max_epochs.items():
-            if not limit > 0:
-                raise ValueError(f"DataConfig.max_epochs[{name!r}] must be above 0, found {limit}")
-        for field in complete:
-            # Nothing is masked there, and its tasks are as large as they are.
-            if missing := set(self.objective_batch_sizes) - set(getattr(self, field)) - {SEQUENCE_TO_SEQUENCE}:
-                raise ValueError(f"DataConfig.{field} says nothing of {', '.join(sorted(missing))}")
-        for name, size in self.objective_batch_sizes.items():
-            if size < 1:
-                raise ValueError(f"DataConfig.objective_batch_sizes[{name!r}] must be at least 1, found {size}")
-        if self.decoder_start not in DECODER_STARTS:
-            raise ValueError(
-                f"DataConfig.decoder_start must be one of {', '.join(DECODER_STARTS)}, found {self.decoder_start!r}"
-            )
-        if SEQUENCE_TO_SEQUENCE in self.objective_batch_sizes and self.decoder_start != "eos":
-            raise ValueError(
-                f'DataConfig.decoder_start must be "eos" for {SEQUENCE_TO_SEQUENCE}: decoding starts from it, and it tells '
-                f"the examples of a row apart; found {self.decoder_start!r}"
-            )
-        module = self.task_module
-        if module is not None and (module.endswith(".py") or not all(map(str.isidentifier, module.split(".")))):
-            raise ValueError(
-                f'DataConfig.task_module must be the name of a module, such as "my_tasks" for my_tasks.py, found {module!r}'
-            )
-        for name in ("data_dir", "prepared_dir"):
-            if "://" in (getattr(self, name) or ""):
-                raise ValueError(
-                    f"DataConfig.{name} must be a folder of a file system that every process sees, found "
-                    f"{getattr(self, name)!r}: copy it to a disk, or mount it (gcsfuse for gs://)"
-                )
-        if self.mask_sides != "both" and "translation_span_corruption" not in self.objective_batch_sizes:
-            raise ValueError(
-                f"DataConfig.mask_sides is {self.mask_sides!r}, but translation_span_corruption, which alone has sides, "
-                "is not among DataConfig.objective_batch_sizes"
-            )
-        try:
-            objectives, raw_lengths = self.objectives(), self.raw_lengths()
-        except ValueError as error:  # densities, span lengths, sizing, sides: named as the fields are
-            raise ValueError(f"DataConfig: {error}") from error
-        for name, objective in objectives.items():
-            if (needed := objective.corruption.max_sentinels(raw_lengths[name])) > self.num_sentinels:
-                raise ValueError(
-                    f"{name} of up to {raw_lengths[name]} tokens needs {needed} sentinels, but DataConfig.num_sentinels is "
-                    f"{self.num_sentinels}: raise it (the data is then prepared with as many, and ModelConfig.vocab_size "
-                    "grows), lower DataConfig.chunk_length or the noise density, or raise the mean span length"
-                )
-
-    def objectives(self, planned_steps: int | None = None) -> dict[str, Objective]:
-        """How each objective is drawn, in the order of `objective_batch_sizes`.
-
-        Args:
-          planned_steps: what `max_epochs` is for; None: it is not kept, which is enough for shapes.
-        """
-
-        def settings(name: str) -> dict[str, Any]:
-            if name == SEQUENCE_TO_SEQUENCE:
-                return {"source_length": self.source_length, "target_length": self.target_length}
-            return {
-                "noise_density": self.noise_densities[name],
-                "mean_span_length": self.mean_span_lengths[name],
-                "sizing": self.sizing,
-                "mask_sides": self.mask_sides,
-            }
-
-        return {
-            name: Objective(
-                make_objective(name, **settings(name)),
-                batch_size,
-                self.sampling_exponents.get(name, 1.0),
-                max_epochs=self.max_epochs.get(name) if planned_steps else None,
-                planned_steps=planned_steps,
-                warm_epochs=self.warm_epochs.get(name, 0.0),
-            )
-            for name, batch_size in self.objective_batch_sizes.items()
-        }
-
-    def packed_objectives(self) -> tuple[str, ...]:
-        """Those whose rows hold several examples, which the model keeps apart."""
-        return tuple(name for name in self.objective_batch_sizes if OBJECTIVES[name].packed)
-
-    def raw_lengths(self) -> dict[str, int]:
-        """Per objective, tokens in a full chunk before corruption: the length its data is prepared with."""
-        return {n: o.corruption.raw_length(self.chunk_length) for n, o in self.objectives().items()}
-
-    def shapes(self) -> dict[str, tuple[int, int]]:
-        """Per objective, the static lengths of inputs and targets."""
-        raw = self.raw_lengths()
-        return {n: o.corruption.lengths(raw[n]) for n, o in self.objectives().items()}
-
-
-def _each(span_corruption: Any, translation_span_corruption: Any) -> dict[str, Any]:
-    return {"span_corruption": span_corruption, "translation_span_corruption": translation_span_corruption}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -329,6 +143,7 @@ class Config:
     mesh: MeshConfig
     train: TrainConfig
     filters: FilterConfig = dataclasses.field(default_factory=FilterConfig)
+    contrast: ContrastConfig = dataclasses.field(default_factory=ContrastConfig)
     origins: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -341,6 +156,7 @@ class Config:
                     f"{setting} inputs of up to {inputs} and targets of up to {targets} tokens, but ModelConfig.max_length "
                     f"has positions for {self.model.max_length} tokens only: lower the first or raise the second"
                 )
+        self._check_kinds()
         if unknown := set(self.loss.objective_weights) - set(self.data.objective_batch_sizes):
             raise ValueError(
                 f"LossConfig.objective_weights names {', '.join(sorted(unknown))}, but the objectives are "
@@ -353,21 +169,59 @@ class Config:
                 f"TrainConfig.stop_at_step ({self.train.stop_at_step}) lies beyond TrainConfig.steps ({self.train.steps})"
             )
 
+    def _check_kinds(self) -> None:
+        """Raises ValueError if an objective is not for this kind of model."""
+        batch_sizes = self.data.objective_batch_sizes
+        for name in batch_sizes:
+            if (OBJECTIVES[name].kind == "sequence_to_sequence") == self.model.is_encoder:
+                needs = "an encoder alone (ModelConfig.num_decoder_layers = 0)"
+                raise ValueError(
+                    f"DataConfig.objective_batch_sizes names {name}, which is for "
+                    f"{'a model with a decoder' if self.model.is_encoder else needs}; found num_decoder_layers = "
+                    f"{self.model.num_decoder_layers}"
+                )
+        contrasts = [name for name in batch_sizes if OBJECTIVES[name].kind == "contrast"]
+        if len(contrasts) > 1:
+            raise ValueError(f"one objective can fill the queue of keys, found {' and '.join(contrasts)}")
+        if bool(contrasts) != bool(self.model.sentence_layer):
+            raise ValueError(
+                f"ModelConfig.sentence_layer is {self.model.sentence_layer}, and the objectives are {', '.join(batch_sizes)}"
+                ": contrast of sentences needs a layer to compare them at (InfoXLM-base: 8), and no other objective has one"
+            )
+        if contrasts and (size := batch_sizes[contrasts[0]]) > self.contrast.queue_size:
+            raise ValueError(
+                f"DataConfig.objective_batch_sizes[{contrasts[0]!r}] is {size}, more keys than the queue holds: raise "
+                f"ContrastConfig.queue_size ({self.contrast.queue_size}) or lower it"
+            )
+
+    @property
+    def contrast_or_none(self) -> ContrastConfig | None:
+        """What contrast goes by, where there is an objective of that kind."""
+        return self.contrast if self.model.sentence_layer else None
+
     def objectives(self) -> dict[str, Objective]:
         """How each objective is drawn, in the order of `DataConfig.objective_batch_sizes`."""
         return self.data.objectives(self.optimizer.decay_steps)
 
     def step_shapes(self) -> dict[str, tuple[int, int, int]]:
-        """Per objective, what the model works on in a step: global batch, encoder length and decoder length."""
+        """Per objective, what the model works on in a step: global batch, encoder length, and what is predicted of a row.
+
+        Of contrast, nothing is predicted by the output layer: 0.
+        """
         shorter = int(self.data.decoder_start == "first_target")
-        return {
-            name: (self.data.objective_batch_sizes[name], inputs, targets - shorter)
-            for name, (inputs, targets) in self.data.shapes().items()
-        }
+        groups, shapes = self.data.groups(), {}
+        for name, (inputs, targets) in self.data.shapes().items():
+            predicted = {
+                "sequence_to_sequence": targets - shorter,
+                "masked_language_model": groups[name].most_targets,
+                "contrast": 0,
+            }
+            shapes[name] = self.data.objective_batch_sizes[name], inputs, predicted[groups[name].kind]
+        return shapes
 
     def sections(self) -> dict[str, Any]:
         """{class name: instance}, in the order they are shown."""
-        parts = (self.model, self.data, self.optimizer, self.loss, self.mesh, self.train, self.filters)
+        parts = (self.model, self.data, self.optimizer, self.loss, self.mesh, self.train, self.filters, self.contrast)
         return {type(part).__name__: part for part in parts}
 
     def values(self) -> dict[str, Any]:

@@ -19,11 +19,13 @@ from deltalm_jax.data.packing import join_and_cut, pack_pairs
 from deltalm_jax.data.stream import Stream
 from deltalm_jax.data.vocabulary import Vocabulary
 from deltalm_jax.model.config import parameter_count, resolve_compute_dtype
+from deltalm_jax.objectives import mask_argument
 from deltalm_jax.objectives.hashing import hash_keys, string_key
 from deltalm_jax.parallel.mesh import make_mesh, mesh_sizes
 from deltalm_jax.parallel.sharding import check_batch, path_name
 from deltalm_jax.quiet import quiet_imports
-from deltalm_jax.training.config import RANDOM, SAMPLE, Config
+from deltalm_jax.training.config import RANDOM, Config
+from deltalm_jax.training.data_config import SAMPLE
 from deltalm_jax.training.flops import flops_per_step
 from deltalm_jax.training.optimizer import learning_rate_factors
 from deltalm_jax.training.prepared import check, prepared_folder
@@ -67,7 +69,7 @@ def _print_configuration(console: Console, config: Config) -> None:
 
 
 def _print_parameters(console: Console, config: Config, mesh: jax.sharding.Mesh) -> None:
-    state = abstract_state(config.model, config.optimizer, mesh)
+    state = abstract_state(config.model, config.optimizer, mesh, config.contrast_or_none)
     factors = jax.tree.leaves(learning_rate_factors(config.optimizer, state["params"]))
     alike = all((factor == 1).all() for factor in factors)
     table = Table(title="parameters", title_justify="left", box=None)
@@ -178,7 +180,7 @@ def _sample_examples(config: Config) -> Iterator[Example]:
     vocabulary = Vocabulary.load(model, num_sentinels=config.data.num_sentinels)
     label = "the shipped sample's text" + ("" if own or given == SAMPLE else " and vocabulary")
     for name, objective in config.objectives().items():
-        (corpus,) = (c for c in SAMPLE_CORPORA if c.objective == name)
+        (corpus,) = (c for c in SAMPLE_CORPORA if c.objective == objective.corruption.chunks_of)
         language, file = next(iter(find_files(None, corpus.name, ["fr"]).items()))
         length = config.data.raw_lengths()[name]
         items = list(itertools.islice(read_split(corpus, file, "train"), 200))
@@ -195,6 +197,7 @@ def _sample_examples(config: Config) -> Iterator[Example]:
             hash_keys(config.train.seed, np.array([string_key(name)], np.uint64)),
             vocabulary.sentinel_start,
             vocabulary.num_sentinels,
+            **mask_argument(objective.corruption, vocabulary.mask_id),
         )
         texts = [vocabulary.decode(row[row > 0].tolist()) for row in (corrupted.inputs_BS[0], corrupted.targets_BT[0])]
         yield name, f"an example from {label} ({language}), as there is no prepared data yet", texts[0], texts[1]

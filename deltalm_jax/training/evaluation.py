@@ -25,7 +25,7 @@ class Evaluator:
 
     Args:
       stream: the run's data.
-      eval_step: from `step.make_eval_step`.
+      eval_step: from `make_eval_step`.
       mesh: where batches go.
       vocab_size: rows of the vocabulary.
       batches: validation batches of each objective at most.

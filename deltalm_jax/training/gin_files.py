@@ -24,7 +24,9 @@ from deltalm_jax.data.filters import FilterConfig
 from deltalm_jax.errors import UserError
 from deltalm_jax.model.config import ModelConfig
 from deltalm_jax.parallel.mesh import MeshConfig
-from deltalm_jax.training.config import Config, DataConfig, LossConfig, OptimizerConfig, TrainConfig
+from deltalm_jax.training.config import Config, LossConfig, OptimizerConfig, TrainConfig
+from deltalm_jax.training.contrast import ContrastConfig
+from deltalm_jax.training.data_config import DataConfig
 
 # By field of `Config`.
 SECTIONS: dict[str, type] = {
@@ -35,6 +37,7 @@ SECTIONS: dict[str, type] = {
     "mesh": MeshConfig,
     "train": TrainConfig,
     "filters": FilterConfig,
+    "contrast": ContrastConfig,
 }
 CLASSES: dict[str, type] = {c.__name__: c for c in SECTIONS.values()}
 ALLOWED_IMPORTS = ("deltalm_jax", "tasks")

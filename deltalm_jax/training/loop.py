@@ -26,6 +26,7 @@ from deltalm_jax.paths import absolute
 from deltalm_jax.training.checkpoint import CheckpointError, Checkpoints, newest_checkpoint
 from deltalm_jax.training.config import RANDOM, Config
 from deltalm_jax.training.data_order import DataOrder
+from deltalm_jax.training.eval_step import make_eval_step
 from deltalm_jax.training.evaluation import Evaluator
 from deltalm_jax.training.exchange import Exchange
 from deltalm_jax.training.faults import StopRequest
@@ -39,7 +40,7 @@ from deltalm_jax.training.resuming import check_counters, check_identity, note_r
 from deltalm_jax.training.run_files import RunFiles, run_files
 from deltalm_jax.training.selection import Best, as_record, best_of
 from deltalm_jax.training.starting_point import start_from_model
-from deltalm_jax.training.step import State, abstract_state, initial_state, make_eval_step, make_train_step
+from deltalm_jax.training.step import State, abstract_state, initial_state, make_train_step
 from deltalm_jax.training.watch import Watch, unwatched
 from deltalm_jax.training.watchdog import LONG
 
@@ -130,11 +131,11 @@ def train(
     shared: Any = {
         "compute_dtype": compute_dtype,
         "decoder_start": config.data.decoder_start,
-        "packed": config.data.packed_objectives(),
+        "groups": config.data.groups(),
     }
     train_step = make_train_step(
         config.model, config.optimizer, config.loss, mesh,
-        seed=options.seed, accumulation_steps=options.accumulation_steps, **shared,
+        seed=options.seed, accumulation_steps=options.accumulation_steps, contrast=config.contrast_or_none, **shared,
     )  # fmt: skip
     eval_step = make_eval_step(config.model, config.loss, mesh, sentinels=stream.sentinels, **shared)
     judge = None
@@ -142,7 +143,7 @@ def train(
         from deltalm_jax.training.judge import make_judge  # a decoder and metrics, which few runs need
 
         judge = make_judge(options.select_by, options.select_examples, config.model, stream, mesh)
-    abstract = abstract_state(config.model, config.optimizer, mesh)
+    abstract = abstract_state(config.model, config.optimizer, mesh, config.contrast_or_none)
     devices = jax.devices()
     with (
         run_files(run_dir, jax.process_index() == 0, print) as files,
@@ -206,7 +207,7 @@ def _newest_place(
         return _Place(state, step, order, losses, about, best_of(saved, config.train.select_by))
     order, best = DataOrder.of(config.train.skipped_data), best_of({}, config.train.select_by)
     if config.train.init_from == RANDOM:
-        state = initial_state(config.model, config.optimizer, config.train.seed, run.mesh)
+        state = initial_state(config.model, config.optimizer, config.train.seed, run.mesh, config.contrast_or_none)
         return _Place(state, 0, order, (), about, best)
     state, start = start_from_model(config, prepared, run.mesh)
     return _Place(state, 0, order, (), about | {"start": start}, best)

@@ -86,8 +86,10 @@ def _block_length(batch: int, length: int, block_tokens: int) -> tuple[int, int]
     return -(-length // block), block
 
 
-def _logits(hidden_ND: jax.Array, table_VD: jax.Array, vocab_size: int) -> jax.Array:
+def _logits(hidden_ND: jax.Array, table_VD: jax.Array, bias_V: jax.Array | None, vocab_size: int) -> jax.Array:
     logits_NV = jnp.einsum("ND,VD->NV", hidden_ND, table_VD, preferred_element_type=jnp.float32)
+    if bias_V is not None:
+        logits_NV += bias_V
     if table_VD.shape[0] > vocab_size:  # rows that exist only so that the table splits evenly
         logits_NV = jnp.where(jnp.arange(table_VD.shape[0]) < vocab_size, logits_NV, -jnp.inf)
     return logits_NV
@@ -143,7 +145,8 @@ def vocabulary_loss_and_gradients(
     d_table_VD: jax.Array,
     config: LossConfig,
     vocab_size: int,
-) -> tuple[tuple[jax.Array, jax.Array], jax.Array, jax.Array]:
+    bias_V: jax.Array | None = None,
+) -> tuple[tuple[jax.Array, jax.Array], jax.Array, jax.Array, jax.Array | None]:
     """Sums over positions of weight * loss and of weight * negative log-likelihood, and the first one's gradients.
 
     The table's gradient is added to what is there already: it is the largest array of a step, and one of each group and
@@ -158,40 +161,49 @@ def vocabulary_loss_and_gradients(
       d_table_VD: float32, gradient of the table so far.
       config: smoothing, z-loss, and how much is held at a time.
       vocab_size: rows of the table that are scored.
+      bias_V: float32, added to the logits: of an encoder's head for masked language modelling. DeltaLM has none.
 
     Returns:
-      The two sums, float32 scalars, not scaled; the gradient by `hidden_BTD`, in its dtype; and `d_table_VD` with this
-      gradient added. Products accumulate in float32; log-sum-exp and softmax are float32.
+      The two sums, float32 scalars, not scaled; the gradient by `hidden_BTD`, in its dtype; `d_table_VD` with this gradient
+      added; and the gradient by `bias_V`, None if there is none. Products accumulate in float32; log-sum-exp and softmax
+      are float32.
     """
     batch, length, width = hidden_BTD.shape
     num_blocks, block = _block_length(batch, length, config.block_tokens(vocab_size))
     rows_VD = table_VD.astype(hidden_BTD.dtype)
 
     def one_block(carry, inputs):
-        loss, nll, d_table_VD = carry
+        loss, nll, d_table_VD, d_bias_V = carry
         hidden_BCD, targets_BC, weights_BC = inputs
         hidden_ND, targets_N, weights_N = hidden_BCD.reshape(-1, width), targets_BC.reshape(-1), weights_BC.reshape(-1)
-        logits_NV = _logits(hidden_ND, rows_VD, vocab_size)
+        logits_NV = _logits(hidden_ND, rows_VD, bias_V, vocab_size)
         loss_N, nll_N, lse_N = _loss(config, vocab_size, logits_NV, targets_N)
         d_logits_NV = _d_logits(config, vocab_size, logits_NV, targets_N, lse_N) * (scale * weights_N)[:, None]
+        d_bias_V = None if d_bias_V is None else d_bias_V + jnp.sum(d_logits_NV, axis=0)
         d_logits_NV = d_logits_NV.astype(hidden_BTD.dtype)
         d_hidden_ND = jnp.einsum("NV,VD->ND", d_logits_NV, rows_VD, preferred_element_type=jnp.float32)
         d_table_VD += sum_of_outer_products(d_logits_NV, hidden_ND, jnp.float32)
         sums = loss + jnp.sum(loss_N * weights_N), nll + jnp.sum(nll_N * weights_N)
-        return (*sums, d_table_VD), d_hidden_ND.astype(hidden_BTD.dtype).reshape(hidden_BCD.shape)
+        return (*sums, d_table_VD, d_bias_V), d_hidden_ND.astype(hidden_BTD.dtype).reshape(hidden_BCD.shape)
 
     zero = jnp.zeros((), jnp.float32)
-    (loss, nll, d_table_VD), d_hidden = jax.lax.scan(
+    d_bias_V = None if bias_V is None else jnp.zeros(bias_V.shape, jnp.float32)
+    (loss, nll, d_table_VD, d_bias_V), d_hidden = jax.lax.scan(
         one_block,
-        (zero, zero, d_table_VD),
+        (zero, zero, d_table_VD, d_bias_V),
         tuple(_blocks(a, num_blocks, block) for a in (hidden_BTD, targets_BT, weights_BT)),
     )
     d_hidden_BTD = jnp.moveaxis(d_hidden, 0, 1).reshape(batch, num_blocks * block, width)[:, :length]
-    return (loss, nll), d_hidden_BTD, d_table_VD
+    return (loss, nll), d_hidden_BTD, d_table_VD, d_bias_V
 
 
 def token_nll(
-    hidden_BTD: jax.Array, table_VD: jax.Array, targets_BT: jax.Array, config: LossConfig, vocab_size: int
+    hidden_BTD: jax.Array,
+    table_VD: jax.Array,
+    targets_BT: jax.Array,
+    config: LossConfig,
+    vocab_size: int,
+    bias_V: jax.Array | None = None,
 ) -> jax.Array:
     """Negative log-likelihood of each target, float32 [B, T], block by block; arguments as for the loss."""
     batch, length, width = hidden_BTD.shape
@@ -200,7 +212,7 @@ def token_nll(
 
     def one_block(inputs):
         hidden_BCD, targets_BC = inputs
-        logits_NV = _logits(hidden_BCD.reshape(-1, width), rows_VD, vocab_size)
+        logits_NV = _logits(hidden_BCD.reshape(-1, width), rows_VD, bias_V, vocab_size)
         return _nll(logits_NV, targets_BC.reshape(-1))[0].reshape(targets_BC.shape)
 
     blocks = jax.lax.map(one_block, tuple(_blocks(a, num_blocks, block) for a in (hidden_BTD, targets_BT)))

@@ -36,7 +36,7 @@ def metrics_line(step: int, metrics: Any, seconds: float, waited: float, through
     real = {n: (float(metrics[f"input_tokens/{n}"]), float(metrics[f"target_tokens/{n}"])) for n in groups}
     tokens = float(metrics["input_tokens"]) + float(metrics["target_tokens"])
     line: dict[str, Any] = {"step": step, "loss": float(metrics["loss"])}
-    line |= {name: float(value) for name, value in metrics.items() if name.startswith(("loss/", "nll/"))}
+    line |= {name: float(value) for name, value in metrics.items() if name.startswith(("loss/", "nll/", "accuracy/"))}
     line |= {
         "learning_rate": float(metrics["learning_rate"]),
         "grad_norm": float(metrics["grad_norm"]),

@@ -60,19 +60,18 @@ def plan(config: Config, topology_name: str, cache: pathlib.Path | None = None) 
     devices = topology.devices()
     mesh = make_mesh(config.mesh, devices)
     check_batch(config.data.objective_batch_sizes, mesh, config.train.accumulation_steps)
-    state = abstract_state(config.model, config.optimizer, mesh)
+    state = abstract_state(config.model, config.optimizer, mesh, config.contrast_or_none)
     step: Any = make_train_step(
         config.model, config.optimizer, config.loss, mesh,
         seed=config.train.seed, compute_dtype=COMPUTE_DTYPE, accumulation_steps=config.train.accumulation_steps,
-        decoder_start=config.data.decoder_start, packed=config.data.packed_objectives(),
+        decoder_start=config.data.decoder_start, groups=config.data.groups(), contrast=config.contrast_or_none,
     )  # fmt: skip
     batch = {
         group: {
-            "inputs": jax.ShapeDtypeStruct((rows, inputs), np.int32),
-            # `step_shapes` has the targets that are predicted; the array has one more where the first is not.
-            "targets": jax.ShapeDtypeStruct((rows, targets + (config.data.decoder_start == "first_target")), np.int32),
+            name: jax.ShapeDtypeStruct((config.data.objective_batch_sizes[group], length), np.int32)
+            for name, length in zip(("inputs", "targets"), lengths, strict=True)
         }
-        for group, (rows, inputs, targets) in config.step_shapes().items()
+        for group, lengths in config.data.shapes().items()
     }
     with jax.set_mesh(mesh):
         lowered = step.lower(state, batch)

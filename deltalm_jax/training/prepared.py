@@ -15,7 +15,8 @@ from deltalm_jax.data.filters.flags import filter_flags
 from deltalm_jax.data.shards import digest_file
 from deltalm_jax.data.vocabulary import DEFAULT_NUM_SENTINELS
 from deltalm_jax.fault_points import reached
-from deltalm_jax.training.config import RANDOM, SAMPLE, SEQUENCE_TO_SEQUENCE, Config
+from deltalm_jax.training.config import RANDOM, Config
+from deltalm_jax.training.data_config import SAMPLE, SEQUENCE_TO_SEQUENCE
 from deltalm_jax.training.starting_point import open_starting_point
 
 SAMPLE_VOCABULARY = pathlib.Path(__file__).parents[2] / "tasks" / "sample" / "vocabulary.model"
@@ -36,7 +37,7 @@ def prepare_command(config: Config, folder: pathlib.Path) -> list[str]:
         command.append(f"--data_dir={data.data_dir}")
     if data.vocabulary != SAMPLE or data.data_dir != SAMPLE:
         command.append(f"--vocabulary={data.vocabulary}")
-    lengths = {name: n for name, n in data.raw_lengths().items() if name != SEQUENCE_TO_SEQUENCE}
+    lengths = {name: n for name, n in data.chunk_lengths().items() if name != SEQUENCE_TO_SEQUENCE}
     same = len(set(lengths.values())) == 1
     length = str(next(iter(lengths.values()))) if same else ",".join(f"{name}={n}" for name, n in lengths.items())
     command += [f"--chunk_length={length}"] if lengths else []
@@ -125,7 +126,7 @@ def _prepare(config: Config, folder: pathlib.Path, alone: bool, run: Callable[[S
 
 def check(config: Config, prepared: PreparedData) -> None:
     """Raises PreparedDataError unless the data was prepared for this configuration."""
-    data, manifest, raw_lengths = config.data, prepared.manifest, config.data.raw_lengths().items()
+    data, manifest, raw_lengths = config.data, prepared.manifest, config.data.chunk_lengths().items()
 
     def name_length(objective: str) -> str:
         if data.sizing == "raw":

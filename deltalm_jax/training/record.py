@@ -38,14 +38,18 @@ def write_record(config: Config, stream: Stream, run_dir: pathlib.Path) -> None:
     `vocabulary.model`, so that a run is a whole model.
 
     In `data.json`, `rate` is the task's share of its objective's examples, and `epochs` how often each of its chunks will
-    have been seen after `TrainConfig.steps` steps. Secrets are left out of `config.json`.
+    have been seen, by all objectives that take them, after `TrainConfig.steps` steps. Secrets are left out of `config.json`.
     """
     content = redact_record({"values": config.values(), "origins": config.origins})
     write_atomically(run_dir / "config.json", json.dumps(content, indent=1) + "\n")
     write_atomically(run_dir / VOCABULARY_MODEL, (stream.prepared.folder / VOCABULARY_MODEL).read_bytes())
     epochs = stream.epochs(config.train.steps)
     tasks = {
-        task: {"objective": objective, "rate": rate, "epochs": epochs[task]}
+        task if stream.prepared_for(objective) == objective else f"{objective}/{task}": {
+            "objective": objective,
+            "rate": rate,
+            "epochs": epochs[task],
+        }
         for objective, rates in stream.rates().items()
         for task, rate in rates.items()
     }

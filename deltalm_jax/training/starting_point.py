@@ -60,10 +60,11 @@ def start_from_model(config: Config, prepared: PreparedData, mesh: Mesh) -> tupl
       SavedModelError: as `open_starting_point`; or this process does not see the model that process 0 sees.
     """
     saved = _agreed(open_starting_point(config, prepared))
-    abstract = abstract_state(config.model, config.optimizer, mesh)
+    abstract = abstract_state(config.model, config.optimizer, mesh, config.contrast_or_none)
     with jax.set_mesh(mesh):
         params = saved.read(abstract["params"])
-        state = state_from(params, config.optimizer, jax.tree.map(lambda leaf: leaf.sharding, abstract))
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+        state = state_from(params, config.model, config.optimizer, shardings, config.contrast_or_none)
     return state, {"path": str(saved.path), "digest": saved.digest, "origin": saved.origin}
 
 

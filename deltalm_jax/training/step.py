@@ -1,10 +1,11 @@
 """The training step and the evaluation step: pure functions, compiled once for the whole run.
 
-State is a dict {"params", "optimizer", "step", "skipped"} and, where a moving average is kept, "ema". A batch is a dict of
+State is a dict {"params", "optimizer", "step", "skipped"}, with "ema" where a moving average is kept, and with "contrast"
+where sentences are told from one another (`contrast.py`). A batch is a dict of
 groups, one per objective g, each with its own static shape, so that span corruption (461 inputs, 101 targets) and translation
 span corruption (341, 341) never pad to each other. Loss:
 
-    L = Σ_g weight_g Σ_targets loss / Σ_g weight_g (number of targets)
+    L = Σ_g weight_g Σ_targets loss / Σ_g weight_g (number of targets; of contrast, of pairs of sentences)
 
 over the *global* batch. A mean of per-device means would weigh a device's targets by how few it happens to have; under
 `jit` the sums run over the whole sharded batch, so nothing depends on how it is split. Nor on accumulation: the divisor
@@ -14,20 +15,20 @@ dropout's masks, which are drawn for each row by its number in the global batch.
 What runs on each device (`parallel/sharding.py` has the traffic):
 
     gather the parameters, in the compute dtype
-    for each microbatch, for each group:
+    for each microbatch, for each group (`group_gradients.py`):
         forward → loss and its gradients, block by block → backward, gradients added up in float32
     sum the gradients over devices, each keeping its own part; then clip and update that part
 
 If the loss or the gradient's norm, which are the same on all devices, is not finite, the update is left out: parameters,
-moments and average stay as they were, bit for bit, and "skipped" counts it. "step" goes on, and with it the data.
+moments, average and queue stay as they were, bit for bit, and "skipped" counts it. "step" goes on, and with it the data.
 
 Shapes: A microbatches, B batch, S inputs, T targets, D model, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from functools import partial
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -38,9 +39,8 @@ from jax.sharding import PartitionSpec as P
 
 from deltalm_jax.model.attention import Attend
 from deltalm_jax.model.config import PAD_ID, ModelConfig
-from deltalm_jax.model.deltalm import Params, TokenRows, hidden_states, init_params, shift_right
+from deltalm_jax.model.deltalm import Params, init_params
 from deltalm_jax.model.dropout import row_keys
-from deltalm_jax.model.embedding import look_up
 from deltalm_jax.model.kernels import KERNELS, resolve_attention
 from deltalm_jax.parallel.sharding import (
     BATCH_AXES,
@@ -53,42 +53,67 @@ from deltalm_jax.parallel.sharding import (
     parameter_specs,
     path_name,
     reduce_gradients,
-    replicated,
     state_shardings,
     sum_over_batch,
 )
+from deltalm_jax.training.contrast import (
+    ContrastConfig,
+    check_queue,
+    create_contrast_state,
+    is_full,
+    momentum_part,
+    updated_contrast_state,
+)
 from deltalm_jax.training.digest import batch_digest
-from deltalm_jax.training.loss import LossConfig, token_nll, vocabulary_loss_and_gradients
+from deltalm_jax.training.group_gradients import (
+    GRADIENTS,
+    Group,
+    Setting,
+    num_predicted,
+)
+from deltalm_jax.training.loss import LossConfig
 from deltalm_jax.training.optimizer import OptimizerConfig, learning_rate, learning_rate_factors, make_optimizer
 
 State = dict[str, Any]
 Metrics = dict[str, jax.Array]
 Sums = tuple[Params, Metrics]
-
-# What the decoder starts from: `</s>`, and every target is predicted; or the first target itself (the first sentinel),
-# which is then not predicted, so that the group is one position shorter (the DeltaLM group's later loader).
-DECODER_STARTS = ("eos", "first_target")
-
-
-def create_state(model: ModelConfig, optimizer: OptimizerConfig, seed: int) -> State:
-    """A fresh state: parameters from `seed`, zero moments, step 0. Pure; run it under `jit` or `eval_shape`."""
-    return _state_of(init_params(model, jax.random.key(seed)), optimizer)
+# What is reported of the two sums of a group, divided by its targets.
+_MEANS = {
+    "sequence_to_sequence": ("loss", "nll"),
+    "masked_language_model": ("loss", "nll"),
+    "contrast": ("loss", "accuracy"),
+}
 
 
-def _state_of(params: Params, optimizer: OptimizerConfig) -> State:
+def create_state(
+    model: ModelConfig, optimizer: OptimizerConfig, seed: int, contrast: ContrastConfig | None = None
+) -> State:
+    """A fresh state: parameters from `seed`, zero moments, step 0. Pure; run it under `jit` or `eval_shape`.
+
+    Args:
+      contrast: where an objective of that kind is trained; None: there is none.
+    """
+    return _state_of(init_params(model, jax.random.key(seed)), model, optimizer, contrast)
+
+
+def _state_of(params: Params, model: ModelConfig, optimizer: OptimizerConfig, contrast: ContrastConfig | None) -> State:
     state = {
         "params": params,
         "optimizer": make_optimizer(optimizer).init(params),
         "step": jnp.zeros((), jnp.int32),
         "skipped": {"total": jnp.zeros((), jnp.int32), "in_a_row": jnp.zeros((), jnp.int32)},
     }
+    if contrast is not None:
+        state["contrast"] = create_contrast_state(contrast, model, params)
     # A copy: the train step donates both.
     return state | ({"ema": jax.tree.map(jnp.copy, params)} if optimizer.ema_decay else {})
 
 
-def abstract_state(model: ModelConfig, optimizer: OptimizerConfig, mesh: Mesh) -> State:
+def abstract_state(
+    model: ModelConfig, optimizer: OptimizerConfig, mesh: Mesh, contrast: ContrastConfig | None = None
+) -> State:
     """Shapes, dtypes and shardings of a state; allocates nothing."""
-    shapes = jax.eval_shape(lambda: create_state(model, optimizer, 0))
+    shapes = jax.eval_shape(lambda: create_state(model, optimizer, 0, contrast))
     return jax.tree.map(
         lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
         shapes,
@@ -96,23 +121,27 @@ def abstract_state(model: ModelConfig, optimizer: OptimizerConfig, mesh: Mesh) -
     )
 
 
-def initial_state(model: ModelConfig, optimizer: OptimizerConfig, seed: int, mesh: Mesh) -> State:
+def initial_state(
+    model: ModelConfig, optimizer: OptimizerConfig, seed: int, mesh: Mesh, contrast: ContrastConfig | None = None
+) -> State:
     """`create_state` straight into its shards: no device ever holds the whole of what is split."""
-    shardings = jax.tree.map(lambda s: s.sharding, abstract_state(model, optimizer, mesh))
+    shardings = jax.tree.map(lambda s: s.sharding, abstract_state(model, optimizer, mesh, contrast))
     with jax.set_mesh(mesh):
-        return jax.jit(lambda seed: create_state(model, optimizer, seed), out_shardings=shardings)(seed)
+        return jax.jit(lambda seed: create_state(model, optimizer, seed, contrast), out_shardings=shardings)(seed)
 
 
-def state_from(params: Params, optimizer: OptimizerConfig, shardings: Any) -> State:
+def state_from(
+    params: Params,
+    model: ModelConfig,
+    optimizer: OptimizerConfig,
+    shardings: Any,
+    contrast: ContrastConfig | None = None,
+) -> State:
     """A fresh state with these parameters, which are used up (donated): zero moments, step 0."""
-    return jax.jit(lambda params: _state_of(params, optimizer), out_shardings=shardings, donate_argnums=0)(params)
-
-
-def decoder_arrays(targets_BT: jax.Array, decoder_start: str) -> tuple[jax.Array, jax.Array]:
-    """Decoder input and the targets to predict from it, by `DECODER_STARTS`: both [B, T], or both [B, T - 1]."""
-    if decoder_start == "first_target":
-        return targets_BT[:, :-1], targets_BT[:, 1:]
-    return shift_right(targets_BT), targets_BT
+    build = jax.jit(
+        lambda params: _state_of(params, model, optimizer, contrast), out_shardings=shardings, donate_argnums=0
+    )
+    return build(params)
 
 
 def dropout_keys(seed: int, step: jax.Array, group: int, rows_B: jax.Array) -> jax.Array:
@@ -150,70 +179,52 @@ def make_train_step(
     compute_dtype: str,
     accumulation_steps: int = 1,
     decoder_start: str = "eos",
-    packed: Collection[str] = (),
+    groups: Mapping[str, Group] = MappingProxyType({}),
+    contrast: ContrastConfig | None = None,
 ) -> Callable[[State, Any], tuple[State, Metrics]]:
     """Builds the jitted step `(state, batch) → (state, metrics)`; the state's memory is reused (donated).
 
     Args:
       accumulation_steps: the batch is worked off in so many equal microbatches, one after the other.
       decoder_start: one of `DECODER_STARTS`.
-      packed: groups whose rows hold several examples each (see `model/packed.py`).
+      groups: what each group of the batch is; one that is not named is a `Group()`.
+      contrast: where one of them is of that kind.
 
     Metrics: `loss` (what is minimised), `loss/<group>` (its mean in that group), `nll/<group>` (mean negative
-    log-likelihood, where the loss has other terms too); `target_tokens`, `input_tokens`, and both `…/<group>`;
+    log-likelihood, where the loss has other terms too), `accuracy/<group>` of contrast; `target_tokens`, `input_tokens`, and
+    both `…/<group>`;
     `padding_share` (of all positions of inputs and targets), `grad_norm` (before clipping), `learning_rate`,
     `batch_digest` (uint32 [2]); `skipped` and `skipped_in_a_row`, the updates left out so far.
 
     Raises:
       AttentionError: `model.attention` cannot be had on these devices.
+      MeshError: they cannot share the queue of contrast.
       OptimizerError: a pattern of the optimizer's fits no parameter.
     """
+    if contrast is not None:
+        check_queue(contrast, mesh)
     attend = attention_on(mesh, model, compute_dtype)
     transformation = make_optimizer(optimizer)
-    abstract = abstract_state(model, optimizer, mesh)
+    abstract = abstract_state(model, optimizer, mesh, contrast)
     learning_rate_factors(optimizer, abstract["params"])
     specs = parameter_specs(abstract["params"], mesh)
     gather = gather_layer if mesh.shape["fsdp"] > 1 else None
 
-    def add_group(params: Params, carry: Sums, group: str, arrays: Any, key: tuple[jax.Array, int], scale: jax.Array):
-        """`carry` with this group's (or its microbatch's) gradients and sums of loss and likelihood added."""
-        gradients, totals = carry
-        table_VD = params["token_embedding"]
-        layers = {name: part for name, part in params.items() if name != "token_embedding"}
-        decoder_input_BT, targets_BT = decoder_arrays(arrays["targets"], decoder_start)
-        ids = arrays["inputs"], decoder_input_BT
+    setting = Setting(model, loss, contrast, mesh, compute_dtype, decoder_start, gather, attend)
+    kinds = _Kinds(groups)
 
-        def forward(layers: Params, token_rows: TokenRows) -> jax.Array:
-            return hidden_states(
-                model,
-                params | layers,
-                *ids,
-                token_rows=token_rows,
-                dropout_key=dropout_keys(seed, *key, arrays["row"]),
-                compute_dtype=compute_dtype,
-                gather=gather,
-                attend=attend,
-                packed=group in packed,
-            )
+    def local_gradients(
+        params: Params, others: tuple[Any, ...], batch: Any, step: jax.Array, scale: Any
+    ) -> tuple[Params, Metrics, Any]:
+        """Gradients of scale * loss, each device's part of them; by group the two sums; of contrast the keys.
 
-        rows = look_up(table_VD, ids[0]), look_up(table_VD, ids[1])
-        hidden_BTD, backward = jax.vjp(forward, layers, rows)
-        sums, d_hidden_BTD, d_table_VD = vocabulary_loss_and_gradients(
-            hidden_BTD, table_VD, targets_BT, _is_real(targets_BT), loss.weight(group) * scale,
-            gradients["token_embedding"], loss, model.vocab_size,
-        )  # fmt: skip
-        d_layers, d_rows = backward(d_hidden_BTD)
-        for ids_BX, d_rows_BXD in zip(ids, d_rows, strict=True):
-            d_table_VD = d_table_VD.at[ids_BX].add(d_rows_BXD.astype(jnp.float32), mode="drop")
-        gradients = {
-            name: jax.tree.map(lambda total, part: total + part.astype(jnp.float32), gradients[name], d_layers[name])
-            for name in d_layers
-        }
-        return gradients | {"token_embedding": d_table_VD}, totals | {group: totals[group] + jnp.stack(sums)}
-
-    def local_gradients(params: Params, batch: Any, step: jax.Array, scale: jax.Array) -> tuple[Params, Metrics]:
-        """Gradients of scale * loss, each device's part of them; by group the sums of loss and likelihood."""
+        Args:
+          others: the momentum encoder's parameters and this device's part of the queue, where there are any.
+        """
         params = gather_parameters(for_products(params, compute_dtype), specs)
+        if others:
+            momentum, queue_QD = others
+            others = gather_parameters(for_products(momentum, compute_dtype), momentum_part(specs)), queue_QD
         batch = {
             group: {name: _padded(ids_BX, mesh) for name, ids_BX in arrays.items()}
             | {"row": global_rows(len(arrays["inputs"]), mesh)}
@@ -222,35 +233,56 @@ def make_train_step(
         zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
         carry = zeros, {group: jnp.zeros(2, jnp.float32) for group in batch}
 
-        def add_microbatch(carry: Sums, microbatch: Any) -> tuple[Sums, None]:
-            for index, (group, arrays) in enumerate(microbatch.items()):
-                carry = add_group(params, carry, group, arrays, (step, index), scale)
-            return carry, None
+        def add_microbatch(carry: Sums, microbatch: Any) -> tuple[Sums, Any]:
+            gradients, totals = carry
+            keys = {}
+            for index, (name, arrays) in enumerate(microbatch.items()):
+                group = kinds[name]
+                key = dropout_keys(seed, step, index, arrays["row"])
+                weight = loss.weight(name) * scale[group.kind]
+                more = others if group.kind == "contrast" else ()
+                added = GRADIENTS[group.kind](setting, group, params, arrays, key, weight, gradients, *more)
+                gradients, totals = added.gradients, totals | {name: totals[name] + added.sums}
+                if added.keys_BD is not None:
+                    keys[name] = added.keys_BD
+            return (gradients, totals), keys
 
         if accumulation_steps == 1:
-            carry, _ = add_microbatch(carry, batch)
+            carry, keys = add_microbatch(carry, batch)
         else:
             microbatches = jax.tree.map(lambda rows: _split_rows(rows, accumulation_steps), batch)
-            carry, _ = jax.lax.scan(add_microbatch, carry, microbatches)
+            carry, keys = jax.lax.scan(add_microbatch, carry, microbatches)
+            keys = jax.tree.map(_join_rows, keys)
         gradients, totals = carry
-        return reduce_gradients(gradients, specs, mesh), sum_over_batch(totals, mesh)
+        return reduce_gradients(gradients, specs, mesh), sum_over_batch(totals, mesh), keys
 
-    gradients_by_shard = by_shard(local_gradients, mesh, (specs, P(BATCH_AXES), P(), P()), (specs, P()))
+    spec_of_others = (momentum_part(specs), P(BATCH_AXES)) if contrast else ()
+    gradients_by_shard = by_shard(
+        local_gradients, mesh, (specs, spec_of_others, P(BATCH_AXES), P(), P()), (specs, P(), P(BATCH_AXES))
+    )
 
     def train_step(state: State, batch: Any) -> tuple[State, Metrics]:
-        counts = {
-            group: jnp.sum(_is_real(decoder_arrays(arrays["targets"], decoder_start)[1]))
-            for group, arrays in batch.items()
-        }
-        divisor = sum(loss.weight(group) * count for group, count in counts.items())
+        counts = {name: num_predicted(kinds[name], arrays, decoder_start) for name, arrays in batch.items()}
+        # Contrast counts as soon as its queue is full.
+        counting = {kind: jnp.ones(()) for kind in GRADIENTS}
+        others: tuple[Any, ...] = ()
+        if contrast is not None:
+            counting["contrast"] = is_full(state["contrast"]).astype(jnp.float32)
+            others = state["contrast"]["params"], state["contrast"]["queue"]
+        weights = {name: loss.weight(name) * counting[kinds[name].kind] for name in batch}
+        divisor = sum(weights[name] * count for name, count in counts.items())
         divisor = jnp.where(divisor > 0, divisor, 1.0)  # a batch without a target has no loss
-        gradients, totals = gradients_by_shard(state["params"], batch, state["step"], 1 / divisor)
-        mean_loss = sum(loss.weight(group) * sums[0] for group, sums in totals.items()) / divisor
+        scale = {kind: counts_now / divisor for kind, counts_now in counting.items()}
+        gradients, totals, keys = gradients_by_shard(state["params"], others, batch, state["step"], scale)
+        mean_loss = sum(weights[name] * sums[0] for name, sums in totals.items()) / divisor
         grad_norm = optax.tree.norm(gradients)
         updates, optimizer_state = transformation.update(gradients, state["optimizer"], state["params"])
         updated = {"params": optax.apply_updates(state["params"], updates), "optimizer": optimizer_state}
         if optimizer.ema_decay:
             updated["ema"] = optax.incremental_update(updated["params"], state["ema"], 1 - optimizer.ema_decay)
+        if contrast is not None:
+            (keys_BD,) = keys.values()
+            updated["contrast"] = updated_contrast_state(contrast, state["contrast"], updated["params"], keys_BD)
         finite = jnp.isfinite(mean_loss) & jnp.isfinite(grad_norm)
         # Chosen element by element, in the pass over memory that makes the update anyway.
         new_state = {
@@ -278,8 +310,8 @@ def make_train_step(
         }
         for group, count in counts.items():
             metrics |= {f"target_tokens/{group}": count, f"input_tokens/{group}": inputs[group]}
-            for name, value in zip(("loss", "nll"), totals[group], strict=True):
-                if name == "loss" or not loss.is_plain:
+            for name, value in zip(_MEANS[kinds[group].kind], totals[group], strict=True):
+                if name != "nll" or not loss.is_plain:
                     metrics[f"{name}/{group}"] = value / jnp.maximum(count, 1.0)
         return new_state, metrics
 
@@ -292,8 +324,11 @@ def make_train_step(
     )
 
 
-def _is_real(targets_BT: jax.Array) -> jax.Array:
-    return (targets_BT != PAD_ID).astype(jnp.float32)
+class _Kinds(dict[str, Group]):
+    """What the groups of a batch are, where nothing else is said a `Group()`."""
+
+    def __missing__(self, name: str) -> Group:
+        return Group()
 
 
 def _padding_share(batch: Any) -> jax.Array:
@@ -316,62 +351,9 @@ def _split_rows(array_BX: jax.Array, num_microbatches: int) -> jax.Array:
     return jnp.swapaxes(array_BX.reshape(batch // num_microbatches, num_microbatches, *array_BX.shape[1:]), 0, 1)
 
 
-def make_eval_step(
-    model: ModelConfig,
-    loss: LossConfig,
-    mesh: Mesh,
-    *,
-    sentinels: tuple[int, int],
-    compute_dtype: str,
-    decoder_start: str = "eos",
-    packed: Collection[str] = (),
-) -> Callable[[str, Any, Any], Metrics]:
-    """Builds `(group, params, its arrays) → sums`, jitted, without dropout, smoothing and z-loss.
-
-    Args:
-      sentinels: first sentinel id, and one past the last.
-      packed: groups whose rows hold several examples each.
-
-    Returns:
-      A function giving, whole on every device and for each row, float32 [B] `nll`, `tokens` over all targets, and
-      `text_nll`, `text_tokens` over those that are not sentinels.
-    """
-    specs = parameter_specs(jax.eval_shape(lambda: init_params(model, jax.random.key(0))), mesh)
-    gather = gather_layer if mesh.shape["fsdp"] > 1 else None
-    attend = attention_on(mesh, model, compute_dtype)
-
-    def eval_step(is_packed: bool, params: Params, arrays: Any) -> Metrics:
-        params = gather_parameters(for_products(params, compute_dtype), specs)
-        decoder_input_BT, targets_BT = decoder_arrays(arrays["targets"], decoder_start)
-        hidden_BTD = hidden_states(
-            model,
-            params,
-            arrays["inputs"],
-            decoder_input_BT,
-            compute_dtype=compute_dtype,
-            gather=gather,
-            attend=attend,
-            packed=is_packed,
-        )
-        nll_BT = token_nll(hidden_BTD, params["token_embedding"], targets_BT, loss, model.vocab_size)
-        real_BT = targets_BT != PAD_ID
-        text_BT = real_BT & ((targets_BT < sentinels[0]) | (targets_BT >= sentinels[1]))
-        return {
-            "nll": jnp.sum(nll_BT * real_BT, axis=1),
-            "tokens": jnp.sum(real_BT, axis=1, dtype=jnp.float32),
-            "text_nll": jnp.sum(nll_BT * text_BT, axis=1),
-            "text_tokens": jnp.sum(text_BT, axis=1, dtype=jnp.float32),
-        }
-
-    steps = {
-        is_packed: jax.jit(
-            by_shard(partial(eval_step, is_packed), mesh, (specs, P(BATCH_AXES)), P(BATCH_AXES)),
-            in_shardings=(None, batch_sharding(mesh)),
-            out_shardings=replicated(mesh),
-        )
-        for is_packed in (False, True)
-    }
-    return lambda group, params, arrays: steps[group in packed](params, arrays)
+def _join_rows(array_AX: jax.Array) -> jax.Array:
+    """The inverse of `_split_rows`."""
+    return jnp.swapaxes(array_AX, 0, 1).reshape(-1, *array_AX.shape[2:])
 
 
 def for_products(params: Params, compute_dtype: str) -> Params:

@@ -17,7 +17,7 @@ from deltalm_jax.data.filters import FilterConfig
 from deltalm_jax.data.filters.flags import parse_filters
 from deltalm_jax.data.stream import Stream
 from deltalm_jax.objectives import SpanCorruption, TranslationSpanCorruption, length_settings
-from deltalm_jax.training.config import DataConfig
+from deltalm_jax.training.data_config import DataConfig
 from deltalm_jax.training.gin_files import ConfigError, load
 from deltalm_jax.training.prepared import check, prepare_command
 from tests.support import runs

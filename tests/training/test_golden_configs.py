@@ -29,7 +29,7 @@ MESH = (1, 4, 1, 1, 2, 2)  # sizes of AXES
 def described(name: str) -> dict[str, Any]:
     """What the golden file of a shipped configuration holds; JSON-able."""
     config = load([name])
-    state = abstract_state(config.model, config.optimizer, AbstractMesh(MESH, AXES))
+    state = abstract_state(config.model, config.optimizer, AbstractMesh(MESH, AXES), config.contrast_or_none)
 
     def shown(leaf: jax.ShapeDtypeStruct) -> str:
         return f"{leaf.dtype}{list(leaf.shape)} split {[axis or '-' for axis in leaf.sharding.spec]}"

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from deltalm_jax.parallel.mesh import MeshConfig, make_mesh
 from deltalm_jax.parallel.sharding import put_batch
-from deltalm_jax.training import step as step_module
+from deltalm_jax.training import group_gradients
 from deltalm_jax.training.guards import NonFiniteError
 from deltalm_jax.training.integrity import IntegrityCheck, IntegrityError
 from deltalm_jax.training.optimizer import OptimizerConfig
@@ -28,15 +28,15 @@ POISON = 47  # the first input of the device's first row that sets it off
 @pytest.fixture(scope="module")
 def trained():
     """State after one good step, then one in which one device's gradient is poisoned, then one more; and the metrics."""
-    plain = step_module.vocabulary_loss_and_gradients
+    plain = group_gradients.vocabulary_loss_and_gradients
 
     def poisoned(hidden, table, targets, *rest):
-        sums, d_hidden, d_table = plain(hidden, table, targets, *rest)
+        sums, d_hidden, *d_output = plain(hidden, table, targets, *rest)
         here = (jax.lax.axis_index("data_x") == DEVICE) & jnp.any(targets == POISON)
-        return sums, jnp.where(here, jnp.nan, d_hidden), d_table
+        return sums, jnp.where(here, jnp.nan, d_hidden), *d_output
 
     mesh = make_mesh(MeshConfig(), jax.devices())
-    step_module.vocabulary_loss_and_gradients = poisoned
+    group_gradients.vocabulary_loss_and_gradients = poisoned
     try:
         step = make_train_step(MODEL, OPTIMIZER, BLOCKS, mesh, seed=0, compute_dtype="float32")
         good, bad = make_batch(), make_batch()
@@ -52,7 +52,7 @@ def trained():
                 states.append(jax.device_get(state))
                 metrics.append(jax.device_get(found))
     finally:
-        step_module.vocabulary_loss_and_gradients = plain
+        group_gradients.vocabulary_loss_and_gradients = plain
     return states, metrics
 
 

@@ -55,7 +55,7 @@ def test_equals_the_plain_loss_and_its_gradients(arrays, config, block):
     """The value is not scaled, the gradients are; the table's is added to what was there."""
     hidden, table, targets, weights = arrays
     before = jax.random.normal(jax.random.key(0), table.shape)
-    (value, _), d_hidden, d_table = blocked(blocks_of(block, config), *arrays, scale=0.37, d_table=before)
+    (value, _), d_hidden, d_table, _ = blocked(blocks_of(block, config), *arrays, scale=0.37, d_table=before)
     wanted, (wanted_hidden, wanted_table) = jax.value_and_grad(
         lambda h, t: plain(config, h, t, targets, weights), argnums=(0, 1)
     )(hidden, table)
@@ -64,8 +64,29 @@ def test_equals_the_plain_loss_and_its_gradients(arrays, config, block):
     np.testing.assert_allclose(d_table, before + 0.37 * wanted_table, atol=3e-6)
 
 
+@pytest.mark.parametrize("config", [LossConfig(), SMOOTHED], ids=str)
+def test_a_bias_of_the_output_layer(arrays, config):
+    hidden, table, targets, weights = arrays
+    bias = jax.random.normal(jax.random.key(1), (V,))
+
+    def with_bias(bias):
+        """A bias is the weight of an input that is always 1."""
+        wider = jnp.concatenate([hidden, jnp.ones((*hidden.shape[:2], 1))], axis=-1)
+        return plain(config, wider, jnp.concatenate([table, bias[:, None]], axis=1), targets, weights)
+
+    wanted, wanted_bias = jax.value_and_grad(with_bias)(bias)
+    (value, _), _, _, d_bias = vocabulary_loss_and_gradients(
+        hidden, table, targets, weights, 0.37, jnp.zeros((V, D)), blocks_of(5, config), V, bias
+    )
+    np.testing.assert_allclose(value, wanted, rtol=2e-6)
+    np.testing.assert_allclose(d_bias, 0.37 * wanted_bias, atol=3e-6)
+    logits = jnp.einsum("BTD,VD->BTV", hidden, table) + bias
+    likelihood = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+    np.testing.assert_allclose(token_nll(hidden, table, targets, blocks_of(5), V, bias), likelihood, atol=3e-6)
+
+
 def test_the_reported_likelihood_is_not_smoothed(arrays):
-    (_, nll), _, _ = blocked(SMOOTHED, *arrays)
+    (_, nll), *_ = blocked(SMOOTHED, *arrays)
     np.testing.assert_allclose(nll, plain(LossConfig(), *arrays), rtol=2e-6)
 
 
@@ -86,7 +107,7 @@ def test_smoothing_is_that_of_the_official_code(name, case):
     weights = jnp.asarray(targets != 0, jnp.float32)
     config = LossConfig(label_smoothing=0.1)
     table = golden.params["token_embedding"]
-    (loss, nll), _, _ = blocked(config, hidden, table, targets, weights, vocab_size=golden.config.vocab_size)
+    (loss, nll), *_ = blocked(config, hidden, table, targets, weights, vocab_size=golden.config.vocab_size)
     np.testing.assert_allclose(loss, golden.arrays[f"{case}/sum_label_smoothed_loss_eps0.1"], rtol=1e-6)
     np.testing.assert_allclose(nll, golden.arrays[f"{case}/sum_nll"], rtol=1e-6)
 
@@ -95,7 +116,7 @@ def test_rows_added_for_sharding_are_not_scored(arrays):
     hidden, table, targets, weights = arrays
     larger = jnp.concatenate([table, 100 * jnp.ones((8, D))])
 
-    (value, _), d_hidden, d_table = blocked(blocks_of(6), hidden, larger, targets, weights)
+    (value, _), d_hidden, d_table, _ = blocked(blocks_of(6), hidden, larger, targets, weights)
     wanted, (wanted_hidden, wanted_table) = jax.value_and_grad(
         lambda h, t: plain(SMOOTHED, h, t, targets, weights), argnums=(0, 1)
     )(hidden, table)
@@ -136,7 +157,7 @@ def test_memory_does_not_grow_with_targets_and_vocabulary():
 
 def test_zero_weights_give_zero_and_finite_gradients(arrays):
     hidden, table, targets, _ = arrays
-    (value, _), *gradients = blocked(blocks_of(6), hidden, table, targets, jnp.zeros((B, T)))
+    (value, _), *gradients, _ = blocked(blocks_of(6), hidden, table, targets, jnp.zeros((B, T)))
     assert value == 0
     assert all(not g.any() for g in gradients)
 
@@ -144,7 +165,7 @@ def test_zero_weights_give_zero_and_finite_gradients(arrays):
 def test_bfloat16_stays_near_float32(arrays):
     hidden, table, targets, weights = arrays
     low, high = hidden.astype(jnp.bfloat16), table.astype(jnp.bfloat16)
-    (value, _), d_hidden, d_table = blocked(blocks_of(6), low, high, targets, weights)
+    (value, _), d_hidden, d_table, _ = blocked(blocks_of(6), low, high, targets, weights)
     assert (value.dtype, d_hidden.dtype, d_table.dtype) == (jnp.float32, jnp.bfloat16, jnp.float32)
     np.testing.assert_allclose(value, plain(SMOOTHED, hidden, table, targets, weights), rtol=0.02)
 
@@ -154,7 +175,7 @@ def test_logits_far_beyond_what_exp_can_bear_give_finite_numbers(arrays, scale):
     """Logits are float32 and their largest is subtracted first, so `exp` never overflows, in bfloat16 runs too."""
     hidden, table, targets, weights = arrays
     low, high = (scale * hidden).astype(jnp.bfloat16), (scale * table).astype(jnp.bfloat16)
-    (value, _), *gradients = blocked(blocks_of(6, LossConfig()), low, high, targets, weights)
+    (value, _), *gradients, _ = blocked(blocks_of(6, LossConfig()), low, high, targets, weights)
     assert value > scale
     assert all(np.isfinite(np.asarray(g, np.float32)).all() for g in gradients)
 

@@ -16,9 +16,10 @@ from deltalm_jax.model.config import ModelConfig
 from deltalm_jax.model.deltalm import hidden_states, logits
 from deltalm_jax.parallel.mesh import MeshConfig, make_mesh
 from deltalm_jax.parallel.sharding import put_batch
+from deltalm_jax.training.eval_step import make_eval_step
 from deltalm_jax.training.loss import LossConfig
 from deltalm_jax.training.optimizer import OptimizerConfig
-from deltalm_jax.training.step import abstract_state, initial_state, make_eval_step, make_train_step
+from deltalm_jax.training.step import abstract_state, initial_state, make_train_step
 
 MODEL = ModelConfig(
     vocab_size=48, hidden_size=16, feed_forward_size=32, num_heads=2, num_encoder_layers=2, num_decoder_layers=1,

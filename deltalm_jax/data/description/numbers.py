@@ -20,6 +20,7 @@ from deltalm_jax.data.description.measurement import Histogram, Sampled, measure
 from deltalm_jax.data.piece_table import PieceTable
 from deltalm_jax.data.stream import Objective, Stream
 from deltalm_jax.data.vocabulary import PAD_ID, Vocabulary
+from deltalm_jax.objectives import mask_argument
 from deltalm_jax.objectives.hashing import hash_keys, string_key
 
 SAMPLE_CHUNKS = 64
@@ -193,7 +194,8 @@ def describe(
     table = PieceTable.of(vocabulary)
     described = []
     for name in sorted(objectives):
-        indices = [i for i, task in enumerate(data.tasks) if task.objective == name and task.chunks("train")]
+        chunks_of = stream.prepared_for(name)
+        indices = [i for i, task in enumerate(data.tasks) if task.objective == chunks_of and task.chunks("train")]
         indices.sort(key=lambda i: (-data.tasks[i].tokens("train"), data.tasks[i].name))
         total = sum(data.tasks[i].tokens("train") for i in indices)
         lengths, segments, tasks = [], [], []
@@ -291,7 +293,7 @@ def _describe_objective(
 ) -> ObjectiveDescription:
     from deltalm_jax.data.blocks import UNITS
 
-    corruption, chunk_length = objective.corruption, data.chunk_lengths[name]
+    corruption, chunk_length = objective.corruption, data.chunk_lengths[stream.prepared_for(name)]
     inputs_length, targets_length = corruption.lengths(chunk_length)
     rows = min(objective.batch_size, _BATCH_ROWS)
     batch = stream.batch(0, rows={name: slice(0, rows)}, only=name)[name]
@@ -344,6 +346,7 @@ def _example(data: PreparedData, index: int, objective: Objective, vocabulary: V
         sentinel_start=vocabulary.sentinel_start,
         num_sentinels=vocabulary.num_sentinels,
         chunk_length=data.chunk_lengths[task.objective],
+        **mask_argument(objective.corruption, vocabulary.mask_id),
     )
     return Example(
         task.name,
