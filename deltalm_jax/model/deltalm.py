@@ -6,6 +6,7 @@ V vocabulary, N layers.
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -354,5 +355,10 @@ def shift_right(targets_BT: jax.Array) -> jax.Array:
 
 def _merge(config: ModelConfig, params: Params, attend: Attend = attend_xla) -> DeltaLM:
     """Parameters as a module. Made anew while tracing; nothing is computed for it."""
-    blank = nnx.eval_shape(lambda: DeltaLM(config, attend=attend, rngs=nnx.Rngs(params=0)))
-    return nnx.merge(nnx.graphdef(blank), params)
+    return nnx.merge(_graph(config, attend), params)
+
+
+@functools.lru_cache(maxsize=16)
+def _graph(config: ModelConfig, attend: Attend) -> nnx.GraphDef[DeltaLM]:
+    """A model without its parameters: one for all traces of a step."""
+    return nnx.graphdef(nnx.eval_shape(lambda: DeltaLM(config, attend=attend, rngs=nnx.Rngs(params=0))))

@@ -6,6 +6,7 @@ Legend: B batch, S positions, T positions to predict, D hidden size, V vocabular
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -60,8 +61,13 @@ class EncoderModel(nnx.Module):
 
 def merge_encoder(config: ModelConfig, params: dict[str, Any], attend: Attend = attend_xla) -> EncoderModel:
     """Parameters as a module. Made anew while tracing; nothing is computed for it."""
-    blank = nnx.eval_shape(lambda: EncoderModel(config, attend=attend, rngs=nnx.Rngs(params=0)))
-    return nnx.merge(nnx.graphdef(blank), params)
+    return nnx.merge(_graph(config, attend), params)
+
+
+@functools.lru_cache(maxsize=16)
+def _graph(config: ModelConfig, attend: Attend) -> nnx.GraphDef[EncoderModel]:
+    """A model without its parameters: one for all traces of a step."""
+    return nnx.graphdef(nnx.eval_shape(lambda: EncoderModel(config, attend=attend, rngs=nnx.Rngs(params=0))))
 
 
 def masked_states(
