@@ -11,10 +11,11 @@ TOOL_VERSIONS = uv==0.13.9 pip-audit==2.10.1
 # Each by name: pdoc leaves out the modules of a package that says what it exports. Those that need torch are left out.
 MODULES = $(subst /,.,$(patsubst %.py,%,$(patsubst %/__init__.py,%,$(sort $(shell find deltalm_jax tasks -name '*.py' -not -path 'tasks/sample/*' -not -name '*_deltalm.py')))))
 
-.PHONY: help setup setup-locked lock audit pretrain test test-torch test-tpu test-slow test-soak lint docs verify bench clean
+.PHONY: help setup setup-locked lock audit pretrain chain test test-torch test-tpu test-slow test-soak lint docs verify bench clean
 
 help:
 	@echo "make pretrain    set up, then pretrain a tiny DeltaLM on the shipped sample (again: goes on where it stopped)"
+	@echo "make chain       set up, then the whole chain on the sample: encoder, DeltaLM from it, DeltaLM from nothing"
 	@echo "make test        set up, then run the tests"
 	@echo "make test-torch  installs torch too, then compares exported models and files with torch and transformers"
 	@echo "make test-tpu    installs libtpu too, then compiles for TPU pods (no TPU is needed)"
@@ -69,6 +70,9 @@ audit: $(TOOLS)
 # Huge pages for malloc: on a CPU, a third of a step went into page faults of XLA's temporary memory.
 pretrain: $(VENV)/.base
 	@GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/python -m deltalm_jax.train --gin_file=pretrain_tiny.gin --run_dir=$(RUN_DIR)
+
+chain: $(VENV)/.base
+	@GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/python -m benchmarks.chain
 
 test: $(VENV)/.development
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not torch and not tpu"

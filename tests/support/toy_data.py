@@ -10,7 +10,7 @@ import numpy as np
 
 from deltalm_jax.data.chunks import PreparedData, write_manifest
 from deltalm_jax.data.shards import encode_record, write_shard
-from deltalm_jax.data.vocabulary import Vocabulary
+from deltalm_jax.data.vocabulary import BOS_ID, EOS_ID, Vocabulary
 from tasks.corpora import SAMPLE_DIR
 
 SAMPLE_VOCABULARY = SAMPLE_DIR / "vocabulary.model"
@@ -22,6 +22,15 @@ def chunk(task_number: int, chunk_number: int, length: int) -> np.ndarray:
     return np.concatenate([[4 + task_number, 100 + chunk_number], rest]).astype(np.int32)
 
 
+def chunk_of_pairs(task_number: int, chunk_number: int, length: int) -> np.ndarray:
+    """The same with what is asked of chunks of translation pairs: `<s>`, then sides of two ids, each closed by `</s>`."""
+    sides = chunk(task_number, chunk_number, 2 * (length - 1) // 3 // 2 * 2)
+    ids = np.full(1 + len(sides) // 2 * 3, EOS_ID, np.int32)
+    ids[0] = BOS_ID
+    ids[1::3], ids[2::3] = sides[::2], sides[1::2]
+    return ids[: 1 + len(ids[1:]) // 6 * 6]
+
+
 def write_toy_data(
     folder: Path,
     tasks: Mapping[str, tuple[str, int, int]],
@@ -29,6 +38,7 @@ def write_toy_data(
     shards: int = 1,
     groups: Mapping[str, Mapping[str, str]] | None = None,
     languages: Mapping[str, str] | None = None,
+    pairs: bool = False,
 ) -> PreparedData:
     """Writes and opens a prepared folder.
 
@@ -39,6 +49,7 @@ def write_toy_data(
       shards: files per split.
       groups: name → groups of languages it belongs to, by kind of group.
       languages: name → language code; default: the name.
+      pairs: whether chunks of translation span corruption are made of pairs.
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -52,7 +63,8 @@ def write_toy_data(
         for split, count, offset in (("train", train, 0), ("validation", validation, 500)):
             if not count:
                 continue
-            chunks = [chunk(number, offset + i, length - 9 * (i % 5 == 4)) for i in range(count)]
+            make = chunk_of_pairs if pairs and objective == "translation_span_corruption" else chunk
+            chunks = [make(number, offset + i, length - 9 * (i % 5 == 4)) for i in range(count)]
             parts = [p for p in np.array_split(np.arange(count), shards) if len(p)]
             written = [
                 write_shard(

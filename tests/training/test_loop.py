@@ -52,7 +52,7 @@ def events(tmp_path, monkeypatch) -> list[tuple[str, int]]:
 
         return step
 
-    def initial_state(model, optimizer, seed, mesh):  # zeros: nothing to compile
+    def initial_state(model, optimizer, seed, mesh, contrast=None):  # zeros: nothing to compile
         shapes = loop.abstract_state(model, optimizer, mesh)
         return jax.tree.map(lambda leaf: jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding), shapes)
 

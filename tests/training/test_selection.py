@@ -44,7 +44,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
         return step
 
-    def initial_state(model, optimizer, seed, mesh):
+    def initial_state(model, optimizer, seed, mesh, contrast=None):
         shapes = loop.abstract_state(model, optimizer, mesh)
         return jax.tree.map(lambda leaf: jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding), shapes)
 
