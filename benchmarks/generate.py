@@ -29,7 +29,8 @@ import jax
 import numpy as np
 
 from benchmarks.timing import machine
-from deltalm_jax.conversion import Request, convert
+from deltalm_jax.conversion import convert
+from deltalm_jax.conversion_request import Request
 from deltalm_jax.data.vocabulary import EOS_ID, PAD_ID, from_fairseq_ids, to_fairseq_ids
 from deltalm_jax.decoding import Batching, Generator, SearchOptions
 from deltalm_jax.model.config import ModelConfig

@@ -1,4 +1,4 @@
-"""From one form of a model to another: reads, starts a DeltaLM from an encoder if it is one, writes.
+"""From one form of a model to another: reads, starts a DeltaLM from an encoder if that is asked for, writes.
 
 The output appears when it is complete: it is written beside its place and renamed.
 """
@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,108 +17,36 @@ import jax
 import numpy as np
 
 from deltalm_jax.averaging import average, checkpoints_of
+from deltalm_jax.conversion_request import ConversionError, Request
 from deltalm_jax.data.vocabulary import DEFAULT_NUM_SENTINELS, Vocabulary, padded_size
 from deltalm_jax.data.vocabulary_extension import is_extension
 from deltalm_jax.data.vocabulary_trimming import is_trimmed
 from deltalm_jax.errors import UserError
 from deltalm_jax.model.config import ModelConfig
 from deltalm_jax.model.deltalm import Params
-from deltalm_jax.model.warm_start import INITIALIZATIONS, num_decoder_layers, warm_start, with_new_rows
+from deltalm_jax.model.warm_start import (
+    INITIALIZATIONS,
+    continue_encoder,
+    num_decoder_layers,
+    warm_start,
+    with_new_rows,
+    with_zeros,
+)
 from deltalm_jax.paths import is_remote
 from deltalm_jax.saved_model import open_model
-from deltalm_jax.weights import deltalm
+from deltalm_jax.weights import deltalm, xlm_roberta
 from deltalm_jax.weights.files import config_json, vocabulary_file
 from deltalm_jax.weights.model_folder import write_model
 from deltalm_jax.weights.names import FFN_ORDERS
-from deltalm_jax.weights.new_pieces import move_rows
+from deltalm_jax.weights.new_pieces import move_bias, move_rows
 from deltalm_jax.weights.state_dict import MAX_PADDING_ROWS, abstract_params
 from deltalm_jax.weights.tensors import WeightsError
-from deltalm_jax.weights.xlm_roberta import read_xlm_roberta
-
-SOURCES = ("xlm_roberta", "deltalm", "huggingface_deltalm", "native")
-TARGETS = ("native", "deltalm", "huggingface_deltalm")
-
-# Where the sentinels of a released DeltaLM's table stand: the two readings that its 250,104 rows allow.
-SENTINEL_LAYOUTS = ("after_mask", "last_rows")
-
-
-class ConversionError(UserError, ValueError):
-    """A conversion that cannot be asked for so; the message names the option."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """What is to be converted. None leaves a choice to the file, or to the default that is named.
-
-    Attributes:
-      source, target: one of `SOURCES` and of `TARGETS`.
-      input, output: paths; `output` must not exist.
-      initialize: of an encoder, how the DeltaLM starts from it: one of `INITIALIZATIONS`; None is the first.
-      num_decoder_layers: of an encoder; None makes the decoder as large as the encoder.
-      decoder_output_rms: of an encoder, see `warm_start`.
-      num_heads: attention heads; None takes those of a configuration beside the weights or of the published models.
-      vocabulary: SentencePiece model; None takes the one beside the weights, if there is one. An extension of that one
-        (`python -m deltalm_jax.vocabulary extend`) gives the model rows for its new pieces; a part of it (`trim`) leaves it
-        those of its pieces.
-      num_sentinels: sentinels of the vocabulary; None is 100.
-      sentinel_layout: None is "after_mask" (250,002 to 250,101 in the released models); or "last_rows" (250,004 to
-        250,103).
-      vocab_size: rows of the token table; None is the vocabulary's size for an encoder, else what is there.
-      ffn_order: one of `names.FFN_ORDERS`, for the released files; None is the first.
-      average_last: of a run, how many of its newest checkpoints are averaged, as is usual for translation; None: the newest
-        is taken as it is.
-      seed: of what starts randomly.
-
-    Raises:
-      ConversionError: a number is out of range, or an option does not apply to this source and target.
-    """
-
-    source: str
-    input: Path
-    output: Path
-    target: str = "native"
-    initialize: str | None = None
-    num_decoder_layers: int | None = None
-    decoder_output_rms: float | None = None
-    num_heads: int | None = None
-    vocabulary: Path | None = None
-    num_sentinels: int | None = None
-    sentinel_layout: str | None = None
-    vocab_size: int | None = None
-    ffn_order: str | None = None
-    average_last: int | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        ones = ("num_decoder_layers", "num_heads", "num_sentinels", "average_last")
-        for name, least in (*((name, 1) for name in ones), ("vocab_size", 4)):
-            if (value := getattr(self, name)) is not None and value < least:
-                raise ConversionError(f"--{name} must be at least {least}, found {value}")
-        if self.decoder_output_rms is not None and not self.decoder_output_rms > 0:
-            raise ConversionError(f"--decoder_output_rms must be above 0, found {self.decoder_output_rms}")
-        if self.seed < 0:
-            raise ConversionError(f"--seed must not be negative, found {self.seed}")
-        applies = {
-            "initialize": self.source == "xlm_roberta",
-            "num_decoder_layers": self.source == "xlm_roberta",
-            "decoder_output_rms": self.source == "xlm_roberta",
-            "num_heads": self.source != "native",
-            "num_sentinels": self.source != "native" or self.vocabulary is not None,
-            "sentinel_layout": self.source != "native" or self.vocabulary is not None,
-            "ffn_order": "deltalm" in (self.source, self.target),
-            "average_last": self.source == "native",
-        }
-        for name, does in applies.items():
-            if getattr(self, name) is not None and not does:
-                raise ConversionError(
-                    f"--{name} does not apply to --from={self.source} --to={self.target}: what it says is settled when the "
-                    "original file is read"
-                )
+from deltalm_jax.weights.xlm_roberta import Encoder, read_xlm_roberta
 
 
 @dataclasses.dataclass(frozen=True)
 class Converted:
-    """A DeltaLM between reading and writing; `notes` are sentences on what was done."""
+    """A model between reading and writing; `notes` are sentences on what was done."""
 
     config: ModelConfig
     params: Params
@@ -136,6 +64,8 @@ def convert(request: Request) -> Converted:
     """
     with _replacing(request.output) as path:
         model = _read(request)
+        if request.target == "xlm_roberta":
+            model = _laid_out_as_xlm_roberta(model)
         _write(request, model, path)
     return model
 
@@ -160,19 +90,61 @@ def _read(request: Request) -> Converted:
 
 
 def _from_encoder(request: Request, vocabulary: Vocabulary | None, old: Vocabulary | None) -> Converted:
-    encoder = read_xlm_roberta(request.input, old or vocabulary, request.num_heads)
+    is_encoder = request.architecture == "encoder"
+    _check_target(request, is_encoder)
+    encoder = read_xlm_roberta(request.input, old or vocabulary, request.num_heads, with_head=is_encoder)
     if old and vocabulary:
-        table, note = move_rows(encoder.params["token_embedding"], old, vocabulary, _key_of_rows(request))
-        params = encoder.params | {"token_embedding": table}
+        params, note = _moved(request, encoder.params, old, vocabulary)
         encoder = dataclasses.replace(encoder, params=params, notes=(*encoder.notes, note))
+    if is_encoder:
+        return _encoder_alone(request, encoder, vocabulary)
+    return _encoder_decoder(request, encoder, vocabulary, _origin(request))
+
+
+def _encoder_alone(request: Request, encoder: Encoder, vocabulary: Vocabulary | None) -> Converted:
+    """The encoder gone on with, with a head for masked language modelling."""
+    rows = len(encoder.params["token_embedding"])
+    try:
+        config = dataclasses.replace(
+            encoder.config,
+            vocab_size=request.vocab_size or _size(request, vocabulary, rows),
+            num_decoder_layers=0,
+            sentence_layer=request.sentence_layer or 0,
+        )
+        params = continue_encoder(config, encoder.params, jax.random.key(request.seed))
+    except ValueError as error:
+        raise WeightsError(f"{request.input}: {error}") from error
+    notes = [*encoder.notes, *_new_rows(config, rows)]
+    if "lm_head" not in encoder.params:
+        notes.append("there is no head for masked language modelling in it (lm_head): drawn")
+    if config.sentence_layer:
+        notes.append(f"the projection of sentences, of the states after layer {config.sentence_layer}, is drawn")
+    origin = _origin(request) | {"architecture": "encoder", "seed": request.seed}
+    return Converted(config, params, vocabulary, origin, tuple(notes))
+
+
+def _size(request: Request, vocabulary: Vocabulary | None, rows: int) -> int:
+    """Rows of a table with sentinels."""
+    return vocabulary.size if vocabulary else padded_size(rows + (request.num_sentinels or DEFAULT_NUM_SENTINELS))
+
+
+def _new_rows(config: ModelConfig, rows: int) -> list[str]:
+    new = config.vocab_size - rows
+    return [f"{new} new token rows, drawn from N(0, 1/{config.hidden_size})"] if new else []
+
+
+def _encoder_decoder(
+    request: Request, encoder: Encoder, vocabulary: Vocabulary | None, origin: dict[str, Any]
+) -> Converted:
+    """The DeltaLM that starts from an encoder."""
     initialize = request.initialize or INITIALIZATIONS[0]
     rows, layers = len(encoder.params["token_embedding"]), encoder.config.num_encoder_layers
-    sentinels = request.num_sentinels or DEFAULT_NUM_SENTINELS
-    size = vocabulary.size if vocabulary else padded_size(rows + sentinels)
+    size = rows if encoder.config.is_encoder else _size(request, vocabulary, rows)
     try:
         config = dataclasses.replace(
             encoder.config,
             vocab_size=request.vocab_size or size,
+            sentence_layer=0,
             decoder="vanilla" if initialize.startswith("vanilla") else "interleaved",
             num_decoder_layers=request.num_decoder_layers or num_decoder_layers(initialize, layers),
         )
@@ -183,12 +155,11 @@ def _from_encoder(request: Request, vocabulary: Vocabulary | None, old: Vocabula
     if initialize == "random":
         notes = ["nothing of the encoder but its sizes is used"]
     else:
-        new = config.vocab_size - rows
-        notes = [*encoder.notes, f"{new} new token rows, drawn from N(0, 1/{config.hidden_size})"]
+        notes = [*encoder.notes, *_new_rows(config, rows)]
         used = config.num_decoder_layers * (2 if initialize == "interleaved" else 1)
         if used < layers:
             notes.append(f"the decoder starts from encoder layers 0 to {used - 1}; those above are not used in it")
-    origin = _origin(request) | {"initialize": initialize, "seed": request.seed}
+    origin = origin | {"initialize": initialize, "seed": request.seed}
     if request.decoder_output_rms is not None:
         origin["decoder_output_rms"] = request.decoder_output_rms
     return Converted(config, params, vocabulary, origin, tuple(notes))
@@ -196,6 +167,17 @@ def _from_encoder(request: Request, vocabulary: Vocabulary | None, old: Vocabula
 
 def _read_native(request: Request) -> Converted:
     saved = open_model(request.input)
+    is_encoder = saved.config.is_encoder
+    if request.architecture and not is_encoder:
+        raise ConversionError(
+            f"--architecture does not apply to {request.input}: it says what to make of an encoder, and this is a DeltaLM"
+        )
+    _check_target(request, is_encoder and not request.makes_decoder)
+    if request.target == "xlm_roberta" and (lacking := xlm_roberta.differences(saved.config)):
+        raise ConversionError(
+            f"{request.input} cannot be written as xlm_roberta, an encoder that normalises after each residual sum, which "
+            f"has no place for {' and '.join(lacking)}"
+        )
     old, vocabulary = None, saved.vocabulary
     if request.vocabulary:
         extension = _moved_to(request, saved.vocabulary)
@@ -207,7 +189,10 @@ def _read_native(request: Request) -> Converted:
         averaged = checkpoints_of(request.input, request.average_last)
         params = average(averaged)
         origin = saved.origin | {"step": [model.origin["step"] for model in averaged]}
-    return _with_rows(request, saved.config, params, vocabulary, old, (), origin)
+    model = _with_rows(request, saved.config, params, vocabulary, old, (), origin)
+    if not request.makes_decoder:
+        return model
+    return _encoder_decoder(request, Encoder(model.config, model.params, model.notes), vocabulary, model.origin)
 
 
 def _with_rows(
@@ -219,14 +204,14 @@ def _with_rows(
     notes: tuple[str, ...],
     origin: dict[str, Any],
 ) -> Converted:
-    """A DeltaLM with as many token rows as asked for; by default with those it has.
+    """A model with as many token rows as asked for; by default with those it has.
 
     Where `old` is given, `vocabulary` is an extension or a part of it: the table is one of `old`, and is first moved.
     """
     _check_rows(request, params, old or vocabulary)
     if old and vocabulary:
-        table, note = move_rows(params["token_embedding"], old, vocabulary, _key_of_rows(request))
-        params, notes = params | {"token_embedding": table}, (*notes, note)
+        params, note = _moved(request, params, old, vocabulary)
+        notes = (*notes, note)
     rows = len(params["token_embedding"])
     size = rows if request.vocab_size is None else request.vocab_size
     if size > rows:
@@ -240,8 +225,50 @@ def _with_rows(
             f"{size:,} token rows: none for {vocabulary.size - size} of the ids of <mask>, sentinels and filler, as in "
             f"fine-tuned models; to pretrain on, --vocab_size={vocabulary.size}",
         )
-    config = dataclasses.replace(config, vocab_size=size)
-    return Converted(config, params | {"token_embedding": table}, vocabulary, origin | _origin(request), notes)
+    return Converted(
+        dataclasses.replace(config, vocab_size=size),
+        _with_table(params, table, lambda bias_V: with_zeros(bias_V, size)),
+        vocabulary,
+        origin | _origin(request),
+        notes,
+    )
+
+
+def _moved(request: Request, params: Params, old: Vocabulary, new: Vocabulary) -> tuple[Params, str]:
+    table, note = move_rows(params["token_embedding"], old, new, _key_of_rows(request))
+    return _with_table(params, table, lambda bias_V: move_bias(bias_V, old, new)), note
+
+
+def _with_table(params: Params, table_VD: np.ndarray, bias: Callable[[np.ndarray], np.ndarray]) -> Params:
+    """The same model with another token table, and with what `bias` makes of its output layer's bias, if it has one."""
+    params = params | {"token_embedding": table_VD}
+    if "lm_head" in params:
+        params["lm_head"] = params["lm_head"] | {"bias": bias(params["lm_head"]["bias"])}
+    return params
+
+
+def _laid_out_as_xlm_roberta(model: Converted) -> Converted:
+    """Without the rows behind `<mask>`, which XLM-R does not have."""
+    notes, rows = model.notes, model.config.vocab_size
+    kept = min(rows, model.vocabulary.mask_id + 1) if model.vocabulary else rows
+    if kept < rows:
+        notes += (f"{rows - kept} token rows after <mask> left out (sentinels, filler): an XLM-R's table ends with it",)
+    if model.vocabulary is None:
+        notes += (f"the vocabulary is not known: all {rows:,} token rows are kept, sentinels among them if there are",)
+    if model.config.sentence_layer:
+        notes += ("the projection of sentences has no place in an XLM-R, and is left out",)
+    params = _with_table(model.params, model.params["token_embedding"][:kept], lambda bias_V: bias_V[:kept])
+    return dataclasses.replace(
+        model, config=dataclasses.replace(model.config, vocab_size=kept), params=params, notes=notes
+    )
+
+
+def _check_target(request: Request, is_encoder: bool) -> None:
+    if is_encoder and request.target in ("deltalm", "huggingface_deltalm"):
+        raise ConversionError(
+            f"--to={request.target} is a DeltaLM's, and {request.input} stays an encoder alone: "
+            "--architecture=encoder_decoder starts a DeltaLM from it, --to=xlm_roberta hands on the encoder"
+        )
 
 
 def _check_rows(request: Request, params: Params, vocabulary: Vocabulary | None) -> None:
@@ -304,6 +331,9 @@ def _write(request: Request, model: Converted, path: Path) -> None:
         write_model(path, model.config, model.params, model.vocabulary, model.origin)
     elif request.target == "deltalm":
         deltalm.write_official(path, model.config, model.params, request.ffn_order or FFN_ORDERS[0])
+    elif request.target == "xlm_roberta":
+        path.mkdir()
+        xlm_roberta.write_xlm_roberta(path, model.config, model.params, model.vocabulary)
     else:
         path.mkdir()
         deltalm.write_hugging_face(path, model.config, model.params, model.vocabulary)

@@ -16,7 +16,8 @@ Bring weights in and out: start a DeltaLM from XLM-R or InfoXLM, take Microsoft'
 a trained model on. Reading a checkpoint runs none of the code that may be in it.
 
   format               what it is
-  xlm_roberta          an encoder: Hugging Face's folder (model.safetensors or pytorch_model.bin), or fairseq's model.pt
+  xlm_roberta          an encoder: Hugging Face's folder (model.safetensors or pytorch_model.bin), or fairseq's model.pt;
+                       written, as Hugging Face's folder, of an encoder that was trained here
   deltalm              Microsoft's deltalm-base.pt and deltalm-large.pt; also fairseq's checkpoints of fine-tuned models
   huggingface_deltalm  a folder for Hugging Face's transformers: read as of the public ports, written with its own module
   native               a folder for TrainConfig.init_from and deltalm_jax.load_model; also read: a run's directory
@@ -27,13 +28,16 @@ examples:
   python -m deltalm_jax.train --gin_file=pretrain_base.gin --gin.TrainConfig.init_from=models/start
   python -m deltalm_jax.convert --from=deltalm --input=deltalm-base.pt --vocabulary=spm.model --output=models/deltalm_base
   python -m deltalm_jax.convert --from=native --input=runs/pretrain_base --to=huggingface_deltalm --output=export
+  python -m deltalm_jax.convert --from=xlm_roberta --input=xlm-roberta-base --architecture=encoder --sentence_layer=8 \\
+      --output=models/encoder
+  python -m deltalm_jax.convert --from=native --input=runs/encoder --to=xlm_roberta --output=export
   python -m deltalm_jax.convert --from=native --input=runs/finetune --average_last=5 --output=models/finetuned
 """
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     """Command-line flags."""
-    from deltalm_jax.conversion import SENTINEL_LAYOUTS, SOURCES, TARGETS
+    from deltalm_jax.conversion_request import ARCHITECTURES, SENTINEL_LAYOUTS, SOURCES, TARGETS
     from deltalm_jax.model.warm_start import INITIALIZATIONS
     from deltalm_jax.weights.names import FFN_ORDERS
 
@@ -56,7 +60,16 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     what.add_argument(
         "--output", type=pathlib.Path, required=True, metavar="PATH", help="file (deltalm) or folder to make"
     )
-    start = parser.add_argument_group("from an encoder (xlm_roberta)")
+    start = parser.add_argument_group("from an encoder (xlm_roberta; native where it is an encoder alone)")
+    start.add_argument(
+        "--architecture", choices=ARCHITECTURES,
+        help="what to make of it: a DeltaLM (the default for xlm_roberta), or an encoder with a head for masked language "
+        "modelling, to be pretrained further (the default for native)",
+    )  # fmt: skip
+    start.add_argument(
+        "--sentence_layer", type=int, metavar="N",
+        help="of an encoder alone: sentences are contrasted by the states after this layer (InfoXLM-base: 8; default: never)",
+    )  # fmt: skip
     start.add_argument(
         "--initialize", choices=INITIALIZATIONS,
         help="how the decoder starts from the encoder (default: interleaved, the paper's way)",
@@ -111,7 +124,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     redaction.install()
     flags = parse_arguments(sys.argv[1:] if arguments is None else arguments)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before jax is imported: an accelerator would only be in the way
-    from deltalm_jax.conversion import Request, convert
+    from deltalm_jax.conversion import convert
+    from deltalm_jax.conversion_request import Request
     from deltalm_jax.errors import UserError
     from deltalm_jax.model.config import parameter_count
     from deltalm_jax.training.storage import run_path
@@ -128,9 +142,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     config = model.config
     for note in model.notes:
         print(note)
+    layers = (
+        f"{config.num_encoder_layers}"
+        if config.is_encoder
+        else f"{config.num_encoder_layers}-{config.num_decoder_layers}"
+    )
     print(
-        f"{flags.output}: {parameter_count(config):,} parameters, {config.num_encoder_layers}-{config.num_decoder_layers} "
-        f"layers × {config.hidden_size}, {config.num_heads} heads, {config.vocab_size:,} token rows, {config.decoder} decoder"
+        f"{flags.output}: {parameter_count(config):,} parameters, {layers} layers × {config.hidden_size}, "
+        f"{config.num_heads} heads, {config.vocab_size:,} token rows, "
+        + ("an encoder alone" if config.is_encoder else f"{config.decoder} decoder")
     )
     if model.vocabulary is None:
         print("no SentencePiece model was found: the vocabulary is not recorded (--vocabulary=FILE)")

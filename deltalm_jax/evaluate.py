@@ -113,10 +113,11 @@ def _evaluate(flags: argparse.Namespace) -> None:
     from deltalm_jax.evaluation.scoring import evaluate
     from deltalm_jax.evaluation.texts import EvaluationError, from_files
     from deltalm_jax.paths import is_remote
-    from deltalm_jax.saved_model import open_model
+    from deltalm_jax.saved_model import check_has_decoder, open_model
     from deltalm_jax.training.storage import run_path
 
     saved = open_model(flags.checkpoint)
+    check_has_decoder(saved.config, str(flags.checkpoint))
     if saved.vocabulary is None:
         raise EvaluationError(f"{flags.checkpoint}: its vocabulary is not known; convert it with --vocabulary=FILE")
     texts = _task(flags, saved.vocabulary) if flags.task else from_files(flags.source, flags.reference)

@@ -56,11 +56,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     redaction.install()
     flags = parse_arguments(sys.argv[1:] if arguments is None else arguments)
     from deltalm_jax.errors import UserError
-    from deltalm_jax.saved_model import SavedModelError, load_model
+    from deltalm_jax.saved_model import SavedModelError, check_has_decoder, load_model
     from deltalm_jax.weights.probes import mask_texts
 
     try:
         model = load_model(flags.model)
+        check_has_decoder(model.config, str(flags.model))
         if model.vocabulary is None:
             raise SavedModelError(f"{flags.model}: its vocabulary is not known: convert it with --vocabulary=FILE")
         if model.vocabulary.sentinel_start >= model.config.vocab_size:

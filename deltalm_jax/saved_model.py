@@ -21,6 +21,8 @@ from deltalm_jax.data.vocabulary import Vocabulary
 from deltalm_jax.errors import UserError
 from deltalm_jax.model.config import ModelConfig, resolve_compute_dtype
 from deltalm_jax.model.deltalm import Params, apply_decoder, apply_encoder, logits
+from deltalm_jax.model.encoder_model import masked_states
+from deltalm_jax.model.warm_start import check_encoder
 from deltalm_jax.paths import is_remote
 from deltalm_jax.training.checkpoint import SavedSteps
 from deltalm_jax.training.storage import check_readable, run_path
@@ -126,10 +128,22 @@ def _open_step(directory: Path, step: int | None) -> SavedModel:
 
 
 def check_fits(saved: SavedModel, config: ModelConfig, name: str) -> None:
-    """Raises SavedModelError if a model is to go on as one of another shape; `name` says whose shape it would be."""
+    """Whether a model can go on as one of this shape, or a DeltaLM of it be interleaved from an encoder alone.
+
+    Args:
+      saved: the model.
+      config: the shape.
+      name: says whose shape it is.
+
+    Raises:
+      SavedModelError: they differ; names the fields.
+    """
     # What a step does on top of a model's shape, and how it is carried out, may change from one run to the next.
     free = {field.name for field in dataclasses.fields(ModelConfig) if field.name.endswith("dropout_rate")}
     free |= {"compute_dtype", "remat", "scan_layers", "attention"}
+    if is_interleaved_from(saved, config):
+        free |= {"num_decoder_layers", "decoder", "sentence_layer"}
+        free |= {"max_length"} if config.max_length < saved.config.max_length else set()
     differences = [
         f"  ModelConfig.{field.name}: {getattr(saved.config, field.name)!r} in {saved.path}, "
         f"{getattr(config, field.name)!r} in {name}"
@@ -141,6 +155,31 @@ def check_fits(saved: SavedModel, config: ModelConfig, name: str) -> None:
             "the model to start from has another shape:\n"
             + "\n".join(differences)
             + "\nTake the model's values, or another model."
+        )
+    if is_interleaved_from(saved, config):
+        if config.decoder != "interleaved":
+            raise SavedModelError(
+                f"{saved.path} is an encoder alone, and ModelConfig.decoder is {config.decoder!r} in {name}: a "
+                "run interleaves its decoder. For another one, make the DeltaLM first: python -m deltalm_jax.convert "
+                "--from=native --architecture=encoder_decoder --initialize=…"
+            )
+        try:
+            check_encoder(config, abstract_params(saved.config))
+        except ValueError as error:
+            raise SavedModelError(f"{saved.path}: {error}") from error
+
+
+def is_interleaved_from(saved: SavedModel, config: ModelConfig) -> bool:
+    """Whether a DeltaLM of this shape is not the saved model gone on, but starts from it as from an encoder."""
+    return saved.config.is_encoder and not config.is_encoder
+
+
+def check_has_decoder(config: ModelConfig, what: str) -> None:
+    """Raises SavedModelError for an encoder alone; `what` is where it is from, or "the model"."""
+    if config.is_encoder:
+        raise SavedModelError(
+            f"{what} is an encoder alone (num_decoder_layers=0), which writes nothing: start a DeltaLM from it "
+            "(TrainConfig.init_from) and train that"
         )
 
 
@@ -161,6 +200,7 @@ class Model:
         dtype = resolve_compute_dtype(config, jax.default_backend())
         self._encode = jax.jit(partial(apply_encoder, config, compute_dtype=dtype))
         self._logits = jax.jit(partial(_logits, config, dtype))
+        self._masked_logits = jax.jit(partial(_masked_logits, config, dtype))
 
     def encode(self, tokens_BS: jax.typing.ArrayLike) -> jax.Array:
         """The encoder's output for int ids [B, S], as float32 [B, S, D]."""
@@ -172,8 +212,29 @@ class Model:
         Args:
           tokens_BS: the encoder's ids.
           decoder_tokens_BT: the decoder's, of which the first is `</s>` (`deltalm_jax.model.deltalm.shift_right`).
+
+        Raises:
+          SavedModelError: it is an encoder alone.
         """
+        if self.config.is_encoder:
+            raise SavedModelError("the model is an encoder alone, without a decoder: ask for masked_logits(tokens_BS)")
         return self._logits(self.params, jnp.asarray(tokens_BS), jnp.asarray(decoder_tokens_BT))
+
+    def masked_logits(self, tokens_BS: jax.typing.ArrayLike) -> jax.Array:
+        """Scores of what may stand at each position, of an encoder alone: float32 [B, S, V].
+
+        Args:
+          tokens_BS: int ids, some of them `<mask>` (`vocabulary.mask_id`).
+
+        Raises:
+          SavedModelError: it has a decoder, and so no head for masked language modelling.
+        """
+        if not self.config.is_encoder:
+            raise SavedModelError(
+                "the model has a decoder, and no head for masked language modelling: ask for logits(tokens_BS, "
+                "decoder_tokens_BT)"
+            )
+        return self._masked_logits(self.params, jnp.asarray(tokens_BS))
 
 
 def _logits(
@@ -182,6 +243,12 @@ def _logits(
     encoded_BSD = apply_encoder(config, params, tokens_BS, compute_dtype=dtype)
     hidden_BTD = apply_decoder(config, params, encoded_BSD, tokens_BS, decoder_tokens_BT, compute_dtype=dtype)
     return logits(params, hidden_BTD)
+
+
+def _masked_logits(config: ModelConfig, dtype: str, params: Params, tokens_BS: jax.Array) -> jax.Array:
+    places_BS = jnp.broadcast_to(jnp.arange(tokens_BS.shape[1]), tokens_BS.shape)
+    hidden_BSD = masked_states(config, params, tokens_BS, places_BS, compute_dtype=dtype)
+    return logits(params, hidden_BSD) + params["lm_head"]["bias"]
 
 
 def load_model(path: str | Path) -> Model:

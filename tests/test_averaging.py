@@ -9,7 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from deltalm_jax.conversion import ConversionError, Request, convert
+from deltalm_jax.conversion import convert
+from deltalm_jax.conversion_request import ConversionError, Request
 from deltalm_jax.data.vocabulary import Vocabulary
 from deltalm_jax.model.config import ModelConfig
 from deltalm_jax.model.deltalm import init_params

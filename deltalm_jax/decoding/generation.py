@@ -130,6 +130,8 @@ class Generator:
         devices: Sequence[jax.Device] | None = None,
     ) -> None:
         self.config, params = model if isinstance(model, tuple) else (model.config, model.params)
+        if self.config.is_encoder:
+            raise GenerationError("the model is an encoder alone (num_decoder_layers=0), which writes nothing")
         self.options, self.batching = options, batching or Batching()
         self.dtype = resolve_compute_dtype(self.config, devices[0].platform if devices else jax.default_backend())
         self.mesh = Mesh(np.array(devices), ("data",)) if devices else None

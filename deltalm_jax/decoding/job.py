@@ -34,7 +34,7 @@ from deltalm_jax.decoding.vocabulary_masks import meaningful_mask, script_mask, 
 from deltalm_jax.errors import UserError
 from deltalm_jax.model.config import resolve_compute_dtype
 from deltalm_jax.parallel.agreement import of_first_process
-from deltalm_jax.saved_model import SavedModel, open_model
+from deltalm_jax.saved_model import SavedModel, check_has_decoder, open_model
 from deltalm_jax.weights.state_dict import abstract_params
 
 _REPORT_SECONDS = 10.0
@@ -123,6 +123,7 @@ def run(job: Job, saved: SavedModel | None = None) -> Counts:
     if saved is None:
         with contextlib.redirect_stdout(sys.stderr):  # of damaged checkpoints it says there that they are passed over
             saved = open_model(job.checkpoint)
+    check_has_decoder(saved.config, str(job.checkpoint))
     vocabulary = saved.vocabulary
     if vocabulary is None:
         raise GenerationError(f"{job.checkpoint}: its vocabulary is not known; convert it with --vocabulary=FILE")

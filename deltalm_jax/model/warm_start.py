@@ -90,7 +90,7 @@ def warm_start(
     Raises:
       ValueError: the encoder has other sizes, too few layers, or no layers of the kind that the decoder needs.
     """
-    _check(config, encoder, initialize)
+    check_encoder(config, encoder, initialize)
     rows_key = jax.random.fold_in(key, 1)  # other bits than `init_params` draws
     if initialize == "random":
         params = init_params(config, key)
@@ -108,6 +108,40 @@ def warm_start(
             "decoder": side | {"layers": decoder_layers},
         }
     return params if decoder_output_rms is None else _scale_decoder_output(params, decoder_output_rms)
+
+
+def continue_encoder(config: ModelConfig, encoder: Params, key: jax.Array) -> Params:
+    """Parameters of an encoder alone that goes on from a pretrained one.
+
+    Args:
+      config: the encoder to be.
+      encoder: {"token_embedding", "encoder"}, as for `warm_start`; and "lm_head", if it is known. What it lacks of a head is
+        drawn as `init_params` draws it; the bias of a row that it does not have is 0.
+      key: as for `warm_start`: the same key gives the same new token rows.
+
+    Returns:
+      float32 arrays.
+
+    Raises:
+      ValueError: the encoder has other sizes.
+    """
+    check_encoder(config, encoder)
+    names = [n for n in ("lm_head", "sentence_projection") if n not in encoder]
+    # Compiled, so that what is not asked for, the token table above all, is not drawn.
+    drawn = jax.jit(lambda: {n: v for n, v in init_params(config, key).items() if n in names})()
+    positions = {"position_embedding": encoder["encoder"]["position_embedding"][: config.num_positions]}
+    params = drawn | {
+        "token_embedding": with_new_rows(encoder["token_embedding"], config.vocab_size, jax.random.fold_in(key, 1)),
+        "encoder": encoder["encoder"] | positions,
+    }
+    if "lm_head" in encoder:
+        params["lm_head"] = encoder["lm_head"] | {"bias": with_zeros(encoder["lm_head"]["bias"], config.vocab_size)}
+    return params
+
+
+def with_zeros(bias_V: np.ndarray, num_rows: int) -> np.ndarray:
+    """A bias for each token row continued to `num_rows` with zeros, or cut to them."""
+    return np.concatenate([bias_V[:num_rows], np.zeros(max(num_rows - len(bias_V), 0), np.float32)])
 
 
 def with_new_rows(table_VD: np.ndarray, num_rows: int, key: jax.Array) -> np.ndarray:
@@ -136,13 +170,14 @@ def _every_second(layers: Params, start: int, count: int) -> Params:
     return jax.tree.map(lambda leaf: leaf[start : 2 * count : 2], layers)
 
 
-def _check(config: ModelConfig, encoder: Params, initialize: str) -> None:
+def check_encoder(config: ModelConfig, encoder: Params, initialize: str = INITIALIZATIONS[0]) -> None:
+    """Whether a model can start from an encoder, by the shapes; arguments and errors as for `warm_start`."""
     if initialize not in INITIALIZATIONS:
         raise ValueError(f"initialize must be one of {', '.join(INITIALIZATIONS)}, found {initialize!r}")
     if initialize == "random":
         return
     wanted = "vanilla" if initialize.startswith("vanilla") else "interleaved"
-    if config.decoder != wanted:
+    if config.decoder != wanted and not config.is_encoder:
         raise ValueError(f"initialize={initialize!r} makes a decoder of kind {wanted!r}, not {config.decoder!r}")
     rows, hidden_size = encoder["token_embedding"].shape
     layers = encoder["encoder"]["layers"]
@@ -164,7 +199,7 @@ def _check(config: ModelConfig, encoder: Params, initialize: str) -> None:
         )
     if rows > config.vocab_size:
         raise ValueError(f"ModelConfig.vocab_size is {config.vocab_size}, but the encoder's table has {rows} rows")
-    if (positions := len(encoder["encoder"]["position_embedding"])) < config.num_positions:
+    if (positions := encoder["encoder"]["position_embedding"].shape[0]) < config.num_positions:
         raise ValueError(
             f"ModelConfig.max_length={config.max_length} needs {config.num_positions} position rows, but the encoder has "
             f"{positions}: lower max_length"

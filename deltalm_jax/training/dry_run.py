@@ -24,6 +24,7 @@ from deltalm_jax.objectives.hashing import hash_keys, string_key
 from deltalm_jax.parallel.mesh import make_mesh, mesh_sizes
 from deltalm_jax.parallel.sharding import check_batch, path_name
 from deltalm_jax.quiet import quiet_imports
+from deltalm_jax.saved_model import is_interleaved_from
 from deltalm_jax.training.config import RANDOM, Config
 from deltalm_jax.training.data_config import SAMPLE
 from deltalm_jax.training.flops import flops_per_step
@@ -130,7 +131,8 @@ def _print_start(console: Console, config: Config, stream: Stream | None) -> Non
         return
     saved = open_starting_point(config, None if stream is None else stream.prepared)
     origin = ", ".join(f"{name} {value}" for name, value in saved.origin.items())
-    console.print(f"starts from {saved.path} ({origin})", markup=False)
+    how = ", an encoder that its decoder is interleaved from" if is_interleaved_from(saved, config.model) else ""
+    console.print(f"starts from {saved.path} ({origin}){how}", markup=False)
 
 
 def _stream(config: Config) -> Stream | None:

@@ -1,18 +1,23 @@
-"""A run that starts from a saved model (`TrainConfig.init_from`)."""
+"""A run that starts from a saved model (`TrainConfig.init_from`), or from an encoder, which it makes a DeltaLM of."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
 
 from deltalm_jax.data.chunks import PreparedData
 from deltalm_jax.data.golden import drift
+from deltalm_jax.model.deltalm import Params
+from deltalm_jax.model.warm_start import warm_start
 from deltalm_jax.parallel.agreement import is_as_on_first_process, of_first_process
-from deltalm_jax.saved_model import SavedModel, SavedModelError, check_fits, open_model
+from deltalm_jax.parallel.sharding import parameter_specs
+from deltalm_jax.saved_model import SavedModel, SavedModelError, check_fits, is_interleaved_from, open_model
 from deltalm_jax.training.config import Config
 from deltalm_jax.training.step import State, abstract_state, state_from
+from deltalm_jax.weights.state_dict import abstract_params
 
 
 def open_starting_point(config: Config, prepared: PreparedData | None) -> SavedModel:
@@ -61,11 +66,36 @@ def start_from_model(config: Config, prepared: PreparedData, mesh: Mesh) -> tupl
     """
     saved = _agreed(open_starting_point(config, prepared))
     abstract = abstract_state(config.model, config.optimizer, mesh, config.contrast_or_none)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    origin = saved.origin
     with jax.set_mesh(mesh):
-        params = saved.read(abstract["params"])
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+        if is_interleaved_from(saved, config.model):
+            params = _interleaved(saved, config, mesh, shardings["params"])
+            origin = origin | {"architecture": "encoder", "initialize": "interleaved"}
+        else:
+            params = saved.read(abstract["params"])
         state = state_from(params, config.model, config.optimizer, shardings, config.contrast_or_none)
-    return state, {"path": str(saved.path), "digest": saved.digest, "origin": saved.origin}
+    return state, {"path": str(saved.path), "digest": saved.digest, "origin": origin}
+
+
+def _interleaved(saved: SavedModel, config: Config, mesh: Mesh, shardings: Params) -> Params:
+    """The DeltaLM that starts from an encoder; nothing in it is drawn, as the encoder has every token row."""
+    shapes = abstract_params(saved.config)
+    encoder = saved.read(
+        jax.tree.map(
+            lambda s, spec: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=NamedSharding(mesh, spec)),
+            shapes,
+            parameter_specs(shapes, mesh),
+        )
+    )
+
+    def start(encoder: Params) -> Params:
+        params = warm_start(config.model, encoder, jax.random.key(0))
+        # What both sides start from becomes two arrays, which the training step may then overwrite.
+        return params | {"decoder": jax.tree.map(jnp.copy, params["decoder"])}
+
+    parts = {name: encoder[name] for name in ("token_embedding", "encoder")}
+    return jax.jit(start, out_shardings=shardings)(parts)
 
 
 def _agreed(saved: SavedModel) -> SavedModel:

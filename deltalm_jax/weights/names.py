@@ -109,23 +109,30 @@ def official(ffn_order: str) -> Naming:
 
 
 def hugging_face_xlm_roberta(prefix: str) -> Naming:
-    """Names in an `XLMRobertaModel`, of the encoder's leaves; `prefix` is "" or "roberta."."""
+    """Names in an `XLMRobertaModel` (`prefix` "") or `XLMRobertaForMaskedLM` ("roberta."): the encoder's, and the head's."""
 
     def name(path: str) -> str:
         if path == "token_embedding":
             return f"{prefix}embeddings.word_embeddings.weight"
+        if path.startswith("lm_head/"):
+            return _head_tensor(path)
         return prefix + _tensor(_HUGGING_FACE_XLM_ROBERTA, path.removeprefix("encoder/"))
 
     return name
 
 
 def fairseq_xlm_roberta(prefix: str, embedding_layer_norm: str) -> Naming:
-    """Names in an XLM-R of fairseq's; prefix and LayerNorm's name have changed over its versions."""
+    """Names in an XLM-R of fairseq's, "decoder.sentence_encoder.…" and "decoder.lm_head.…".
+
+    Prefix and LayerNorm's name have changed over its versions.
+    """
     side = _FAIRSEQ_SIDE | {"embedding_layer_norm": embedding_layer_norm}
 
     def name(path: str) -> str:
         if path == "token_embedding":
             return f"{prefix}embed_tokens.weight"
+        if path.startswith("lm_head/"):
+            return f"{prefix.split('.')[0]}.{_head_tensor(path)}"
         return prefix + _tensor(side, path.removeprefix("encoder/"))
 
     return name
@@ -141,4 +148,14 @@ def _tensor(modules: Mapping[str, str], path: str) -> str:
     if path == "position_embedding":
         return f"{modules[path]}.weight"
     module, leaf = path.rsplit("/", 1)
-    return f"{modules[module]}.{'bias' if leaf == 'bias' else 'weight'}"
+    return f"{modules[module]}.{_leaf(leaf)}"
+
+
+def _head_tensor(path: str) -> str:
+    """The head for masked language modelling, whose parts all call the same: "lm_head.dense.weight", "lm_head.bias"."""
+    module, leaf = path.rsplit("/", 1)
+    return f"{module.replace('/', '.')}.{_leaf(leaf)}"
+
+
+def _leaf(name: str) -> str:
+    return "bias" if name == "bias" else "weight"

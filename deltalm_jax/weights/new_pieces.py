@@ -9,12 +9,14 @@ Legend: V rows, D hidden size.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import numpy as np
 
 from deltalm_jax.data.vocabulary import PAD_ID, UNK_ID, Vocabulary
 from deltalm_jax.data.vocabulary_extension import spell
-from deltalm_jax.model.warm_start import with_new_rows
+from deltalm_jax.model.warm_start import with_new_rows, with_zeros
 
 
 def move_rows(table_VD: np.ndarray, old: Vocabulary, new: Vocabulary, key: jax.Array) -> tuple[np.ndarray, str]:
@@ -30,12 +32,27 @@ def move_rows(table_VD: np.ndarray, old: Vocabulary, new: Vocabulary, key: jax.A
       float32 rows: up to the last piece, up to `<mask>` or all `new.size`, as far as the old table went; and a sentence on
       what was done.
     """
+    return _moved(np.asarray(table_VD), old, new, lambda rows_VD, size: np.array(with_new_rows(rows_VD, size, key)))
+
+
+def move_bias(bias_V: np.ndarray, old: Vocabulary, new: Vocabulary) -> np.ndarray:
+    """The output layer's bias for each token, moved as the table; 0 where the table's rows are drawn."""
+    moved, _ = _moved(
+        np.asarray(bias_V)[:, None], old, new, lambda bias_V1, size: with_zeros(bias_V1[:, 0], size)[:, None]
+    )
+    return moved[:, 0]
+
+
+def _moved(
+    table_VD: np.ndarray, old: Vocabulary, new: Vocabulary, lengthen: Callable[[np.ndarray, int], np.ndarray]
+) -> tuple[np.ndarray, str]:
+    """`lengthen` gives rows without a meaning so far: (the first rows, size) → as many as `size`."""
     last, rows = new.num_pieces + 1, len(table_VD)
     has_mask, has_sentinels = rows > old.mask_id, rows > old.sentinel_start
     size = new.size if has_sentinels else last + has_mask
     row_of = {piece: row for row, (piece, _) in enumerate(old.pieces(), start=1)}
     there = [row_of[piece] for piece, _ in new.pieces() if piece in row_of]  # before the new ones, in their order
-    out = np.array(with_new_rows(np.asarray(table_VD[[PAD_ID, *there]]), size, key))
+    out = lengthen(table_VD[[PAD_ID, *there]], size)
     drawn = 0
     pieces = [piece for piece, _ in new.pieces()[len(there) :]]
     for row, ids in enumerate(spell(old.model, pieces), start=1 + len(there)):

@@ -28,6 +28,9 @@ PUBLISHED_HEADS = {384: 12, 768: 12, 1024: 16}
 # A token table may be padded to a round number of rows; one that is longer than this is another vocabulary's.
 MAX_PADDING_ROWS = 1024
 
+# Leaves with a row for each token: their first four are in another order in others' files.
+_BY_TOKEN = ("token_embedding", "lm_head/bias")
+
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
@@ -83,9 +86,9 @@ class StateDict:
                 continue
             copy = self.take(name, original.shape)
             if not np.array_equal(copy, original):
-                rows = np.flatnonzero((copy != original).any(axis=1))
+                rows = np.flatnonzero((copy != original).reshape(len(copy), -1).any(axis=1))
                 raise WeightsError(
-                    f"{self.file}: tensor {name!r} should be a copy of {of!r}, for DeltaLM has one token table, but "
+                    f"{self.file}: tensor {name!r} should be a copy of {of!r}, which this model has once, but "
                     f"{len(rows):,} rows differ, the first of them row {rows[0]}"
                 )
 
@@ -176,11 +179,12 @@ def read_params(state: StateDict, shapes: Params, naming: Naming, copies: Iterab
 
     def read(path: str, shape: tuple[int, ...]) -> np.ndarray:
         if "{layer}" not in (name := naming(path)):
-            values = state.take(name, shape)
+            values = state.take(name, shape[::-1] if is_transposed(path) else shape)
             if path == "token_embedding":
                 state.take_copies(copies, values, name)
+            if path in _BY_TOKEN:
                 values[:4] = values[list(TO_FAIRSEQ)]
-            return values
+            return values.T if is_transposed(path) else values
         stacked = np.empty(shape, np.float32)
         for layer, target in enumerate(stacked):
             into = target.T if is_transposed(path) else target
@@ -193,11 +197,12 @@ def read_params(state: StateDict, shapes: Params, naming: Naming, copies: Iterab
 def tensors_of(params: Params, naming: Naming) -> Iterator[tuple[str, np.ndarray]]:
     """The tensors of a state dict, one by one, in fairseq's order of ids.
 
-    All but the token table are views of the parameters, many of them transposed: writers make contiguous what they write.
+    All but those with a row for each token are views of the parameters, many of them transposed: writers make contiguous
+    what they write.
     """
     for path, leaf in flatten(params).items():
         values, name = np.asarray(leaf), naming(path)
-        if path == "token_embedding":
+        if path in _BY_TOKEN:
             values = values.copy()
             values[:4] = values[list(FROM_FAIRSEQ)]
         layers = enumerate(values) if "{layer}" in name else [(0, values)]

@@ -1,8 +1,8 @@
-"""XLM-R and InfoXLM, as Hugging Face and fairseq publish them, read as the encoder of a DeltaLM.
+"""XLM-R and InfoXLM, as Hugging Face and fairseq publish them: read as an encoder, and written for Hugging Face.
 
 A folder of Hugging Face's (`model.safetensors` or `pytorch_model.bin`, `config.json`, `sentencepiece.bpe.model`) or a
 `model.pt` of fairseq's, whose query, key and value projections may be joined in one `in_proj` (XLM-R's original files).
-What only serves masked language modelling or classification is left out.
+The head for masked language modelling is read if it is asked for; what serves classification is left out.
 """
 
 from __future__ import annotations
@@ -19,8 +19,18 @@ from deltalm_jax.model.config import ModelConfig
 from deltalm_jax.model.deltalm import Params
 from deltalm_jax.weights import names
 from deltalm_jax.weights.files import checked_config, read_state_dict
-from deltalm_jax.weights.state_dict import MAX_PADDING_ROWS, StateDict, abstract_params, config_of, read_params
-from deltalm_jax.weights.tensors import StoredTensor, WeightsError
+from deltalm_jax.weights.hugging_face.xlm_roberta_files import write_xlm_roberta_companions
+from deltalm_jax.weights.state_dict import (
+    MAX_PADDING_ROWS,
+    StateDict,
+    abstract_params,
+    config_of,
+    read_params,
+    tensors_of,
+)
+from deltalm_jax.weights.tensors import StoredTensor, WeightsError, write_safetensors
+
+_COPIES = ("lm_head.decoder.weight", "decoder.lm_head.weight", "encoder.lm_head.weight")
 
 # XLM-R's vocabulary, where no SentencePiece model says otherwise: the id of <mask>.
 XLMR_MASK_ID = 250_001
@@ -47,7 +57,7 @@ class Encoder:
 
     Attributes:
       config: its sizes; `vocab_size` is the number of rows kept.
-      params: {"token_embedding", "encoder"}, float32, in our order of ids.
+      params: {"token_embedding", "encoder"}, float32, in our order of ids; and "lm_head", if it was asked for and is there.
       notes: what was done with rows, one sentence each.
     """
 
@@ -56,13 +66,16 @@ class Encoder:
     notes: tuple[str, ...]
 
 
-def read_xlm_roberta(path: Path, vocabulary: Vocabulary | None, num_heads: int | None) -> Encoder:
+def read_xlm_roberta(
+    path: Path, vocabulary: Vocabulary | None, num_heads: int | None, *, with_head: bool = False
+) -> Encoder:
     """Reads an encoder.
 
     Args:
       path: a folder of Hugging Face's or a file of fairseq's.
       vocabulary: the model's; None assumes XLM-R's layout of ids.
       num_heads: attention heads; None takes `config.json`'s, or those of the published models of this width.
+      with_head: whether the head for masked language modelling is read too, if the file has one.
 
     Raises:
       WeightsError: names the file and the tensor that is missing, superfluous, misshapen or not finite, or says how table
@@ -73,15 +86,65 @@ def read_xlm_roberta(path: Path, vocabulary: Vocabulary | None, num_heads: int |
     _split_in_proj(state)
     naming = _naming(state)
     config = config_of(state, naming, num_heads or told.get("num_attention_heads"), decoder=None)
-    shapes = abstract_params(config)
-    params = read_params(state, {name: shapes[name] for name in ("token_embedding", "encoder")}, naming)
+    shapes = abstract_params(dataclasses.replace(config, num_decoder_layers=0))
+    has_head = with_head and naming("lm_head/dense/kernel") in state.tensors
+    if has_head:
+        _one_bias(state, naming("lm_head/bias"))
+    else:
+        del shapes["lm_head"]
+    params = read_params(state, shapes, naming, _COPIES if has_head else ())
     token_type = naming("encoder/position_embedding").replace("position_embeddings", "token_type_embeddings")
     if token_type != naming("encoder/position_embedding") and token_type in state.tensors:
         # Every token is of type 0, whose embedding may as well be part of its position's.
         params["encoder"]["position_embedding"] += state.take(token_type, (1, config.hidden_size))
     state.finish(_IGNORED)
     params["token_embedding"], notes = _known_rows(state, params["token_embedding"], vocabulary)
+    if has_head:
+        params["lm_head"]["bias"] = params["lm_head"]["bias"][: len(params["token_embedding"])]
     return Encoder(dataclasses.replace(config, vocab_size=len(params["token_embedding"])), params, notes)
+
+
+def write_xlm_roberta(folder: Path, config: ModelConfig, params: Params, vocabulary: Vocabulary | None) -> None:
+    """Writes a folder that `transformers.XLMRobertaForMaskedLM` loads; the table is written as it is.
+
+    Args:
+      folder: an existing folder.
+      config: of an encoder alone, laid out as XLM-R (see `differences`).
+      params: its parameters; a projection of sentences has no place there and is left out.
+      vocabulary: None for a folder without a tokenizer.
+
+    Raises:
+      WeightsError: the vocabulary does not fit the model, or cannot be written as a tokenizer.
+    """
+    try:
+        write_xlm_roberta_companions(folder, config, vocabulary)
+    except ValueError as error:
+        raise WeightsError(str(error)) from error
+    naming = names.hugging_face_xlm_roberta("roberta.")
+    written = {name: params[name] for name in ("token_embedding", "encoder", "lm_head")}
+    tensors = dict(tensors_of(written, naming))
+    # Every token is of the one type that there is: ours have no such embedding.
+    tensors["roberta.embeddings.token_type_embeddings.weight"] = np.zeros((1, config.hidden_size), np.float32)
+    write_safetensors(folder / "model.safetensors", tensors)
+
+
+def differences(config: ModelConfig) -> list[str]:
+    """What of a model an XLM-R has no place for; nothing if it can be written as one."""
+    found = [
+        (not config.is_encoder, f"a decoder (num_decoder_layers={config.num_decoder_layers})"),
+        (config.norm_placement != "post", f"norm_placement={config.norm_placement!r}"),
+        (not config.embedding_layer_norm, "embeddings without a LayerNorm"),
+    ]
+    return [what for differs, what in found if differs]
+
+
+def _one_bias(state: StateDict, name: str) -> None:
+    """Hugging Face keeps the head's bias under one of two names, or under both."""
+    other = name.replace("lm_head.bias", "lm_head.decoder.bias")
+    if name not in state.tensors and other in state.tensors:
+        state.tensors[name] = state.tensors.pop(other)
+    elif other in state.tensors:
+        state.take_copies([other], state.take(name, state.shape(name)), name)
 
 
 def _known_rows(

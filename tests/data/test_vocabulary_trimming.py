@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from deltalm_jax import vocabulary as command
-from deltalm_jax.conversion import Request, convert
+from deltalm_jax.conversion import convert
+from deltalm_jax.conversion_request import Request
 from deltalm_jax.data.vocabulary import UNK_ID, Vocabulary
 from deltalm_jax.data.vocabulary_extension import is_extension
 from deltalm_jax.data.vocabulary_training import TrainerSettings, VocabularyTrainingError, train

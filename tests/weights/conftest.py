@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from deltalm_jax.conversion import Request, convert
+from deltalm_jax.conversion import convert
+from deltalm_jax.conversion_request import Request
 from deltalm_jax.weights.torch_file import write_torch_file
 from tests.model.conftest import GOLDEN
 from tests.support import official_model

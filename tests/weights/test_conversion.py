@@ -18,7 +18,8 @@ import pytest
 import safetensors.numpy
 
 import deltalm_jax
-from deltalm_jax.conversion import Request, convert
+from deltalm_jax.conversion import convert
+from deltalm_jax.conversion_request import Request
 from deltalm_jax.convert import main
 from deltalm_jax.data.vocabulary import Vocabulary, from_fairseq_ids
 from deltalm_jax.data.vocabulary_extension import extend

@@ -17,7 +17,8 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 import deltalm_jax  # noqa: E402
-from deltalm_jax.conversion import Request, convert  # noqa: E402
+from deltalm_jax.conversion import convert  # noqa: E402
+from deltalm_jax.conversion_request import Request  # noqa: E402
 from deltalm_jax.data.vocabulary import EOS_ID, PAD_ID, Vocabulary, from_fairseq_ids, to_fairseq_ids  # noqa: E402
 from deltalm_jax.decoding.options import SearchOptions  # noqa: E402
 from deltalm_jax.decoding.search import search  # noqa: E402

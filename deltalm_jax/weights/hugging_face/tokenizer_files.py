@@ -1,7 +1,7 @@
 """A vocabulary as the files of a Hugging Face tokenizer, written as plain JSON without the `tokenizers` library.
 
 Ids are those of fairseq and XLM-R: `<s>` 0, `<pad>` 1, `</s>` 2, `<unk>` 3, and from 4 on the same as everywhere else in
-this project. A text becomes its pieces and a final `</s>`, as DeltaLM is fine-tuned in fairseq; no `<s>`.
+this project. A text becomes its pieces and a final `</s>`, as DeltaLM is fine-tuned in fairseq; no `<s>`, unless asked for.
 
 Two things differ from SentencePiece. Where two segmentations of a run like `ppp` score the same, the other may be chosen
 (with XLM-R's model in one web text of 2,000). And specials written in a text, `</s>` or `<mask_3>`, are those specials, as
@@ -28,7 +28,9 @@ _WORD_START = "\u2581"
 _Piece = protobuf.ModelProto.SentencePiece
 
 
-def write_tokenizer(folder: Path, vocabulary: Vocabulary, *, vocab_size: int, max_length: int) -> None:
+def write_tokenizer(
+    folder: Path, vocabulary: Vocabulary, *, vocab_size: int, max_length: int, begins_with_bos: bool = False
+) -> None:
     """Writes `tokenizer.json`, `tokenizer_config.json` and the SentencePiece model as `sentencepiece.bpe.model`.
 
     Args:
@@ -37,12 +39,13 @@ def write_tokenizer(folder: Path, vocabulary: Vocabulary, *, vocab_size: int, ma
       vocab_size: rows of the model's table. The tokenizer is made exactly as long, so that tokens which a user adds get
         new rows: rows without a meaning become `<unused_ID>`. A table cut short of the sentinels loses them.
       max_length: longest sequence of the model, for truncation.
+      begins_with_bos: whether a text begins with `<s>`, as in XLM-R; two are then `<s> A </s></s> B </s>`.
 
     Raises:
       ValueError: the table has fewer rows than the vocabulary has pieces, or the SentencePiece model has a property that
         a `tokenizer.json` of this kind cannot have.
     """
-    tokenizer = tokenizer_json(vocabulary, vocab_size)
+    tokenizer = tokenizer_json(vocabulary, vocab_size, begins_with_bos)
     mask = vocabulary.decode([vocabulary.mask_id])
     names = {"bos_token": BOS, "pad_token": PAD, "eos_token": EOS, "unk_token": UNK, "sep_token": EOS, "cls_token": BOS}
     config = {
@@ -60,7 +63,7 @@ def write_tokenizer(folder: Path, vocabulary: Vocabulary, *, vocab_size: int, ma
     (folder / "sentencepiece.bpe.model").write_bytes(vocabulary.model)
 
 
-def tokenizer_json(vocabulary: Vocabulary, vocab_size: int) -> dict[str, Any]:
+def tokenizer_json(vocabulary: Vocabulary, vocab_size: int, begins_with_bos: bool = False) -> dict[str, Any]:
     """The content of `tokenizer.json`; arguments and errors as for `write_tokenizer`."""
     if vocab_size <= vocabulary.num_pieces:
         raise ValueError(
@@ -87,7 +90,7 @@ def tokenizer_json(vocabulary: Vocabulary, vocab_size: int) -> dict[str, Any]:
         "normalizer": _normalizer(model.normalizer_spec),
         # Only a text's very beginning gets the mark of a word start: what follows a sentinel may continue a word.
         "pre_tokenizer": _metaspace(split=model.trainer_spec.split_by_whitespace),
-        "post_processor": _final_eos(),
+        "post_processor": _template(begins_with_bos),
         "decoder": {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, _metaspace(split=True)]},
         "model": {
             "type": "Unigram",
@@ -151,12 +154,13 @@ def _metaspace(*, split: bool) -> dict[str, Any]:
     return {"type": "Metaspace", "replacement": _WORD_START, "prepend_scheme": "first", "split": split}
 
 
-def _final_eos() -> dict[str, Any]:
+def _template(begins_with_bos: bool) -> dict[str, Any]:
     text, other = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
-    eos = {"SpecialToken": {"id": EOS, "type_id": 0}}
+    bos, eos = ({"SpecialToken": {"id": name, "type_id": 0}} for name in (BOS, EOS))
+    used = (BOS, EOS) if begins_with_bos else (EOS,)
     return {
         "type": "TemplateProcessing",
-        "single": [text, eos],
-        "pair": [text, eos, other, eos],
-        "special_tokens": {EOS: {"id": EOS, "ids": [EXPORTED_IDS[EOS]], "tokens": [EOS]}},
+        "single": [bos, text, eos] if begins_with_bos else [text, eos],
+        "pair": [bos, text, eos, eos, other, eos] if begins_with_bos else [text, eos, other, eos],
+        "special_tokens": {name: {"id": name, "ids": [EXPORTED_IDS[name]], "tokens": [name]} for name in used},
     }
