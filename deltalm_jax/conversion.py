@@ -257,10 +257,10 @@ def _laid_out_as_xlm_roberta(model: Converted) -> Converted:
         notes += (f"the vocabulary is not known: all {rows:,} token rows are kept, sentinels among them if there are",)
     if model.config.sentence_layer:
         notes += ("the projection of sentences has no place in an XLM-R, and is left out",)
-    params = _with_table(model.params, model.params["token_embedding"][:kept], lambda bias_V: bias_V[:kept])
-    return dataclasses.replace(
-        model, config=dataclasses.replace(model.config, vocab_size=kept), params=params, notes=notes
-    )
+    params = {name: part for name, part in model.params.items() if name != "sentence_projection"}
+    params = _with_table(params, params["token_embedding"][:kept], lambda bias_V: bias_V[:kept])
+    config = dataclasses.replace(model.config, vocab_size=kept, sentence_layer=0)
+    return dataclasses.replace(model, config=config, params=params, notes=notes)
 
 
 def _check_target(request: Request, is_encoder: bool) -> None:

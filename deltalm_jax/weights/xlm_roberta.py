@@ -110,7 +110,7 @@ def write_xlm_roberta(folder: Path, config: ModelConfig, params: Params, vocabul
     Args:
       folder: an existing folder.
       config: of an encoder alone, laid out as XLM-R (see `differences`).
-      params: its parameters; a projection of sentences has no place there and is left out.
+      params: its parameters, without a projection of sentences, which has no place there.
       vocabulary: None for a folder without a tokenizer.
 
     Raises:
@@ -121,8 +121,7 @@ def write_xlm_roberta(folder: Path, config: ModelConfig, params: Params, vocabul
     except ValueError as error:
         raise WeightsError(str(error)) from error
     naming = names.hugging_face_xlm_roberta("roberta.")
-    written = {name: params[name] for name in ("token_embedding", "encoder", "lm_head")}
-    tensors = dict(tensors_of(written, naming))
+    tensors = dict(tensors_of(params, naming))
     # Every token is of the one type that there is: ours have no such embedding.
     tensors["roberta.embeddings.token_type_embeddings.weight"] = np.zeros((1, config.hidden_size), np.float32)
     write_safetensors(folder / "model.safetensors", tensors)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import pathlib
 
 import jax
@@ -14,11 +15,13 @@ import deltalm_jax
 from deltalm_jax.data.chunks import PreparedData
 from deltalm_jax.data.vocabulary import Vocabulary
 from deltalm_jax.model.deltalm import init_params
+from deltalm_jax.model.warm_start import warm_start
 from deltalm_jax.parallel.mesh import MeshConfig, make_mesh
 from deltalm_jax.saved_model import SavedModelError, check_fits, open_model
 from deltalm_jax.train import main
 from deltalm_jax.training.gin_files import load
 from deltalm_jax.training.starting_point import open_starting_point, start_from_model
+from deltalm_jax.training.step import abstract_state
 from deltalm_jax.weights.model_folder import write_model
 from deltalm_jax.weights.state_dict import abstract_params
 from tests.support import runs
@@ -81,6 +84,75 @@ def test_a_run_starts_from_another_and_goes_on_without_it(place):
     for step in (1, 2):  # what it started from stays on record
         record = json.loads((second / "checkpoints" / str(step) / "record.json").read_text())
         assert record["about"]["start"]["origin"] == {"run": str(first), "step": 2, "part": "ema"}
+
+
+@pytest.fixture(scope="module")
+def encoder(place) -> pathlib.Path:
+    """A folder with an encoder alone of the model's shape, in a row of layers long enough for its decoder."""
+    model = load(["pretrain_tiny.gin"], runs.SMALL).model
+    config = dataclasses.replace(model, num_decoder_layers=0, sentence_layer=1)
+    params = jax.tree.map(np.asarray, jax.jit(lambda: init_params(config, jax.random.key(98)))())
+    (place / "encoder").mkdir()
+    write_model(place / "encoder", config, params, Vocabulary.load(SAMPLE_VOCABULARY), {"made": "by a test"})
+    return place / "encoder"
+
+
+@pytest.mark.parametrize("mesh", [{}, {"fsdp": 2}, {"data": 2, "tensor": 2}])
+@pytest.mark.parametrize("max_length", [32, 24])
+def test_a_deltalm_that_starts_from_an_encoder(place, encoder, mesh, max_length):
+    """It is the one that the conversion of the encoder gives, each array in its place on the mesh and apart from others."""
+    options = [
+        f"ModelConfig.max_length={max_length}",
+        f"DataConfig.chunk_length={max_length}",
+        "OptimizerConfig.ema_decay=0.9",
+    ]
+    config = load(["pretrain_tiny.gin"], [*runs.SMALL, *options, f"TrainConfig.init_from={encoder}"])
+    wide = make_mesh(MeshConfig(**mesh), jax.devices()[: math.prod(mesh.values())])
+    state, start = start_from_model(config, PreparedData.open(place / "data"), wide)
+    assert start["origin"] == {"made": "by a test", "architecture": "encoder", "initialize": "interleaved"}
+    saved = open_model(encoder)
+    wanted = warm_start(config.model, saved.read(abstract_params(saved.config)), jax.random.key(0))
+    assert wanted["decoder"]["position_embedding"].shape[0] == max_length + 2
+    for part in ("params", "ema"):
+        jax.tree.map(np.testing.assert_array_equal, state[part], wanted)
+    abstract = abstract_state(config.model, config.optimizer, wide)
+    same = jax.tree.map(lambda leaf, shape: leaf.sharding.is_equivalent_to(shape.sharding, leaf.ndim), state, abstract)
+    assert all(jax.tree.leaves(same))
+    jax.jit(lambda state: state, donate_argnums=0)(state)  # refuses arrays that share memory
+
+
+def test_an_encoders_run_goes_on_with_an_encoder(place, encoder):
+    config = load(["pretrain_tiny.gin"], [*runs.SMALL, f"TrainConfig.init_from={encoder}"])
+    config = dataclasses.replace(config, model=open_model(encoder).config)
+    state, start = start_from_model(
+        config, PreparedData.open(place / "data"), make_mesh(MeshConfig(), jax.devices()[:1])
+    )
+    assert start["origin"] == {"made": "by a test"}
+    wanted = open_model(encoder).read(abstract_params(config.model))
+    jax.tree.map(np.testing.assert_array_equal, state["params"], wanted)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"decoder": "vanilla"}, r"a run interleaves its decoder\. .* --architecture=encoder_decoder --initialize"),
+        ({"num_heads": 4}, "ModelConfig.num_heads: 2 in .*, 4 in this run"),
+        ({"vocab_size": 8112}, "ModelConfig.vocab_size: 8104 in"),
+        ({"max_length": 40}, "ModelConfig.max_length: 32 in .*, 40 in this run"),
+        ({"num_decoder_layers": 2}, "num_decoder_layers=2 needs 4 encoder layers, found 2"),
+        ({"num_decoder_layers": 0}, "ModelConfig.sentence_layer: 1 in .*, 0 in this run"),
+    ],
+)
+def test_a_deltalm_that_cannot_start_from_an_encoder(encoder, change, message):
+    model = load(["pretrain_tiny.gin"], runs.SMALL).model
+    with pytest.raises(SavedModelError, match=message):
+        check_fits(open_model(encoder), dataclasses.replace(model, **change), "this run")
+
+
+def test_an_encoders_run_does_not_start_from_a_deltalm(place):
+    saved = open_model(place / "model")
+    with pytest.raises(SavedModelError, match="ModelConfig.num_decoder_layers: 1 in .*, 0 in this run"):
+        check_fits(saved, dataclasses.replace(saved.config, num_decoder_layers=0), "this run")
 
 
 def refusal(place, capsys, *bindings: str) -> str:

@@ -103,3 +103,36 @@ def test_text_goes_through_the_exported_tokenizer_and_back(tmp_path):
     with torch.no_grad():
         encoded = theirs.get_encoder()(**batch).last_hidden_state.numpy()
     np.testing.assert_allclose(ours.encode(tokens), encoded, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("vocabulary", [None, Vocabulary.load(SAMPLE_VOCABULARY)], ids=["unknown", "known"])
+def test_an_encoder_alone_as_an_xlm_roberta(vocabulary, tmp_path):
+    rows = vocabulary.size if vocabulary else 30
+    config = dataclasses.replace(BASE_STYLE, vocab_size=rows, num_decoder_layers=0, sentence_layer=1)
+    (tmp_path / "native").mkdir()
+    write_model(tmp_path / "native", config, random_params(config), vocabulary, {})
+    convert(Request("native", tmp_path / "native", tmp_path / "exported", target="xlm_roberta"))
+    theirs, loading = transformers.XLMRobertaForMaskedLM.from_pretrained(
+        tmp_path / "exported", output_loading_info=True
+    )
+    assert not any(loading.values()), loading
+    assert theirs.lm_head.decoder.weight is theirs.roberta.embeddings.word_embeddings.weight
+    kept = vocabulary.mask_id + 1 if vocabulary else rows
+    assert theirs.config.vocab_size == kept
+    tokens = np.random.default_rng(1).integers(4, kept, (6, 9))
+    tokens[2:4, 5:] = PAD_ID
+    tokens[:, 3] = kept - 1
+    source = torch.tensor(to_fairseq_ids(tokens))
+    with torch.no_grad():
+        scores = theirs.eval()(source, attention_mask=source != 1).logits.numpy()
+    ours = deltalm_jax.load_model(tmp_path / "native")
+    found = np.asarray(ours.masked_logits(tokens))[..., from_fairseq_ids(np.arange(kept))]
+    np.testing.assert_allclose(found[tokens != PAD_ID], scores[tokens != PAD_ID], rtol=0, atol=1e-4)
+    assert np.abs(scores).max() > 0.5
+    if vocabulary:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "exported")
+        text = "Alle Menschen sind frei"
+        ids = from_fairseq_ids(np.array(tokenizer(text)["input_ids"]))
+        assert ids.tolist() == [2, *vocabulary.encode(text), 3]
+        assert from_fairseq_ids(np.array(tokenizer.mask_token_id)) == vocabulary.mask_id
+        assert len(tokenizer) == kept
