@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
 from deltalm_jax.data.chunks import PreparedData
@@ -89,13 +88,8 @@ def _interleaved(saved: SavedModel, config: Config, mesh: Mesh, shardings: Param
         )
     )
 
-    def start(encoder: Params) -> Params:
-        params = warm_start(config.model, encoder, jax.random.key(0))
-        # What both sides start from becomes two arrays, which the training step may then overwrite.
-        return params | {"decoder": jax.tree.map(jnp.copy, params["decoder"])}
-
     parts = {name: encoder[name] for name in ("token_embedding", "encoder")}
-    return jax.jit(start, out_shardings=shardings)(parts)
+    return jax.jit(lambda encoder: warm_start(config.model, encoder, jax.random.key(0)), out_shardings=shardings)(parts)
 
 
 def _agreed(saved: SavedModel) -> SavedModel:
