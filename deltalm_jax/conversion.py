@@ -117,8 +117,7 @@ def _encoder_alone(request: Request, encoder: Encoder, vocabulary: Vocabulary | 
     notes = [*encoder.notes, *_new_rows(config, rows)]
     if "lm_head" not in encoder.params:
         notes.append("there is no head for masked language modelling in it (lm_head): drawn")
-    if config.sentence_layer:
-        notes.append(f"the projection of sentences, of the states after layer {config.sentence_layer}, is drawn")
+    notes += _sentence_note(config, encoder.params)
     origin = _origin(request) | {"architecture": "encoder", "seed": request.seed}
     return Converted(config, params, vocabulary, origin, tuple(notes))
 
@@ -190,9 +189,28 @@ def _read_native(request: Request) -> Converted:
         params = average(averaged)
         origin = saved.origin | {"step": [model.origin["step"] for model in averaged]}
     model = _with_rows(request, saved.config, params, vocabulary, old, (), origin)
-    if not request.makes_decoder:
-        return model
-    return _encoder_decoder(request, Encoder(model.config, model.params, model.notes), vocabulary, model.origin)
+    if request.makes_decoder:
+        encoder = Encoder(model.config, model.params, model.notes)
+        return _encoder_decoder(request, encoder, vocabulary, model.origin)
+    return model if request.sentence_layer is None else _with_sentence_layer(request, model, request.sentence_layer)
+
+
+def _with_sentence_layer(request: Request, model: Converted, layer: int) -> Converted:
+    """An encoder alone that contrasts sentences from now on, or by another layer than it did."""
+    try:
+        config = dataclasses.replace(model.config, sentence_layer=layer)
+    except ValueError as error:
+        raise WeightsError(f"{request.input}: {error}") from error
+    params = continue_encoder(config, model.params, jax.random.key(request.seed))
+    notes = (*model.notes, *_sentence_note(config, model.params))
+    return dataclasses.replace(model, config=config, params=params, notes=notes)
+
+
+def _sentence_note(config: ModelConfig, params: Params) -> list[str]:
+    if not config.sentence_layer:
+        return []
+    how = "kept" if "sentence_projection" in params else "drawn"
+    return [f"the projection of sentences, of the states after layer {config.sentence_layer}, is {how}"]
 
 
 def _with_rows(

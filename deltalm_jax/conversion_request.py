@@ -17,7 +17,7 @@ SENTINEL_LAYOUTS = ("after_mask", "last_rows")
 
 _DECODER = "it is of a decoder that is made from an encoder (--architecture=encoder_decoder)"
 _WHY_NOT = {
-    "sentence_layer": "it is of an encoder alone that is made from one of others' (--architecture=encoder)",
+    "sentence_layer": "it is of an encoder alone (--architecture=encoder)",
     "initialize": _DECODER,
     "num_decoder_layers": _DECODER,
     "decoder_output_rms": _DECODER,
@@ -94,7 +94,7 @@ class Request:
             raise ConversionError(f"--seed must not be negative, found {self.seed}")
         applies = {
             "architecture": self.source in ("xlm_roberta", "native"),
-            "sentence_layer": self.source == "xlm_roberta" and self.architecture == "encoder",
+            "sentence_layer": self.source in ("xlm_roberta", "native") and self.architecture == "encoder",
             "initialize": self.makes_decoder,
             "num_decoder_layers": self.makes_decoder,
             "decoder_output_rms": self.makes_decoder,

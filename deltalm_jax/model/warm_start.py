@@ -115,8 +115,8 @@ def continue_encoder(config: ModelConfig, encoder: Params, key: jax.Array) -> Pa
 
     Args:
       config: the encoder to be.
-      encoder: {"token_embedding", "encoder"}, as for `warm_start`; and "lm_head", if it is known. What it lacks of a head is
-        drawn as `init_params` draws it; the bias of a row that it does not have is 0.
+      encoder: {"token_embedding", "encoder"}, as for `warm_start`; and "lm_head" and "sentence_projection", if they are
+        known: else they are drawn as `init_params` draws them. The bias of a row that it does not have is 0.
       key: as for `warm_start`: the same key gives the same new token rows.
 
     Returns:
@@ -126,14 +126,19 @@ def continue_encoder(config: ModelConfig, encoder: Params, key: jax.Array) -> Pa
       ValueError: the encoder has other sizes.
     """
     check_encoder(config, encoder)
-    names = [n for n in ("lm_head", "sentence_projection") if n not in encoder]
+    known = {n: encoder[n] for n in ("lm_head", "sentence_projection") if n in encoder}
+    names = {"lm_head", "sentence_projection"} - known.keys()
     # Compiled, so that what is not asked for, the token table above all, is not drawn.
     drawn = jax.jit(lambda: {n: v for n, v in init_params(config, key).items() if n in names})()
     positions = {"position_embedding": encoder["encoder"]["position_embedding"][: config.num_positions]}
-    params = drawn | {
-        "token_embedding": with_new_rows(encoder["token_embedding"], config.vocab_size, jax.random.fold_in(key, 1)),
-        "encoder": encoder["encoder"] | positions,
-    }
+    params = (
+        drawn
+        | known
+        | {
+            "token_embedding": with_new_rows(encoder["token_embedding"], config.vocab_size, jax.random.fold_in(key, 1)),
+            "encoder": encoder["encoder"] | positions,
+        }
+    )
     if "lm_head" in encoder:
         params["lm_head"] = encoder["lm_head"] | {"bias": with_zeros(encoder["lm_head"]["bias"], config.vocab_size)}
     return params

@@ -281,6 +281,22 @@ def test_an_extended_vocabulary_takes_the_head_along(with_vocabulary, tmp_path):
     assert spelt
 
 
+def test_sentences_of_an_encoder_of_ours_by_another_layer(tmp_path, converted):
+    """The projection is drawn where there was none, and kept where there was one; all else stays."""
+    start = native(tmp_path / "start", dataclasses.replace(SMALL, sentence_layer=0))
+    first = converted("native", start, "first", architecture="encoder", sentence_layer=2)
+    second = converted("native", first, "second", architecture="encoder", sentence_layer=3, seed=1)
+    assert [open_model(folder).config.sentence_layer for folder in (start, first, second)] == [0, 2, 3]
+    before, after = params_of(start), params_of(second)
+    assert "sentence_projection" not in before
+    jax.tree.map(np.testing.assert_array_equal, after, before | {"sentence_projection": after["sentence_projection"]})
+    np.testing.assert_array_equal(
+        after["sentence_projection"]["kernel"], params_of(first)["sentence_projection"]["kernel"]
+    )
+    with pytest.raises(UserError, match="start: ModelConfig.sentence_layer is a layer of an encoder"):
+        converted("native", start, "out", architecture="encoder", sentence_layer=5)
+
+
 # What an encoder alone does, and does not
 
 
