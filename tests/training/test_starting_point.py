@@ -122,8 +122,9 @@ def test_a_deltalm_that_starts_from_an_encoder(place, encoder, mesh, max_length)
 
 
 def test_an_encoders_run_goes_on_with_an_encoder(place, encoder):
-    config = load(["pretrain_tiny.gin"], [*runs.SMALL, f"TrainConfig.init_from={encoder}"])
-    config = dataclasses.replace(config, model=open_model(encoder).config)
+    sizes = [b for b in runs.SMALL if not b.startswith(("DataConfig.objective_batch_sizes", "ModelConfig.num_decoder"))]
+    options = [*sizes, "ModelConfig.sentence_layer=1", f"TrainConfig.init_from={encoder}"]
+    config = load(["infoxlm_tiny.gin"], options)
     state, start = start_from_model(
         config, PreparedData.open(place / "data"), make_mesh(MeshConfig(), jax.devices()[:1])
     )
