@@ -107,7 +107,8 @@ def _print_step(console: Console, config: Config) -> None:
     columns = ("objective", "batch", "raw tokens", "inputs", "targets", "share of the loss")
     table = Table(*columns, title="groups of a step", title_justify="left", box=None)
     shapes, raw_lengths = config.step_shapes(), config.data.raw_lengths()
-    weights = {n: config.loss.weight(n) * batch * targets for n, (batch, _, targets) in shapes.items()}
+    # Of contrast, nothing is predicted by the output layer: each pair of sentences counts once.
+    weights = {n: config.loss.weight(n) * batch * (targets or 1) for n, (batch, _, targets) in shapes.items()}
     for name, (batch, inputs, targets) in shapes.items():
         share = f"{weights[name] / sum(weights.values()):.1%}"
         table.add_row(name, f"{batch:,}", str(raw_lengths[name]), str(inputs), str(targets), share)

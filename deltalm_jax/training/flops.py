@@ -7,6 +7,9 @@ Model FLOPs utilisation (MFU) is of what the model asks for: real tokens, causal
 twice. Hardware FLOPs utilisation (HFU) is of what the devices are made to do: padding, both halves of the square, and the
 products that the backward pass computes a second time (`ModelConfig.remat`).
 
+Of an encoder alone there are no decoder tokens, but T positions that are predicted. A group of contrast (T = 0) is counted as
+one pass of its inputs through all layers, there and back: what it saves above its layer is about what the keys cost.
+
 The usual estimate, 6 · parameters · tokens, is 1.5 to 2 times too high for an encoder-decoder: it sends every token
 through both sides, and every encoder token through the output projection.
 
@@ -177,7 +180,10 @@ class Throughput:
         if self.peak_flops is None:
             return {"mfu": None, "mfu_full_attention": None, "hfu": None}
         sizes = {group: shape[0] for group, shape in self.shapes.items()}
-        real = {group: (size, tokens[group][0] / size, tokens[group][1] / size) for group, size in sizes.items()}
+        real = {
+            group: (size, tokens[group][0] / size, tokens[group][1] / size if self.shapes[group][2] else 0.0)
+            for group, size in sizes.items()
+        }
         asked, done = flops_per_step(self.model, real), flops_per_step(self.model, self.shapes)
         most = seconds * self.peak_flops
         counts = {"mfu": asked.total, "mfu_full_attention": asked.total_full_attention, "hfu": done.hardware}

@@ -301,7 +301,7 @@ def make_train_step(
             "loss": mean_loss,
             "target_tokens": sum(counts.values()),
             "input_tokens": sum(inputs.values()),
-            "padding_share": _padding_share(batch),
+            "padding_share": _padding_share(batch, kinds),
             "grad_norm": grad_norm,
             "learning_rate": learning_rate(optimizer, state["step"] - state["skipped"]["total"]),
             "batch_digest": batch_digest(batch, mesh),
@@ -331,8 +331,10 @@ class _Kinds(dict[str, Group]):
         return Group()
 
 
-def _padding_share(batch: Any) -> jax.Array:
-    arrays = jax.tree.leaves(batch)
+def _padding_share(batch: Any, kinds: _Kinds) -> jax.Array:
+    # Of masked texts, the targets are 0 wherever nothing is masked.
+    texts = ("inputs",), ("inputs", "targets")
+    arrays = [batch[name][text] for name in batch for text in texts[kinds[name].kind != "masked_language_model"]]
     return sum(jnp.sum(ids == PAD_ID) for ids in arrays) / sum(ids.size for ids in arrays)
 
 
