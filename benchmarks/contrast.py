@@ -2,10 +2,10 @@
 
     python -m benchmarks.contrast [--steps=400 --seeds=0,1,2] [--output=runs/contrast] [--json]
 
-Trains infoxlm_tiny.gin on the shipped sample, and the same without contrast: as many steps, on the same batches of the other two
-objectives. Then looks, as `evaluate` does, how often the nearest of the held-out sentences of a language is the translation: mean
-over languages and both directions, by hidden state, cosine of the mean over positions and of the first one. Runs that are there
-already are not made again. Further flags go to all trainings.
+Trains infoxlm_tiny.gin on the shipped sample, and the same without contrast: as many steps, on the same batches of the other
+two objectives. Then looks, as `evaluate` does, how often the nearest of the held-out sentences of a language is the
+translation: mean over languages and both directions, by hidden state, cosine of the mean over positions and of the first one.
+Runs that are there already are not made again. Further flags go to all trainings.
 """
 
 from __future__ import annotations
