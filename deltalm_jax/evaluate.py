@@ -120,6 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code. Mistakes of the user's give one message and exit code 2."""
     redaction.install(steady=True)
     flags = parse_arguments(sys.argv[1:] if arguments is None else arguments)
+    flags.again = "the same command goes on"
     from deltalm_jax.errors import UserError
     from deltalm_jax.training.faults import Stopped, StopRequest
 
@@ -130,10 +131,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except Stopped as stopped:
-        print(f"{stopped}: stopped; the same command goes on", file=sys.stderr)
+        print(f"{stopped}: stopped; {flags.again}", file=sys.stderr)
         return stopped.exit_code
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on", file=sys.stderr)
+        print(f"interrupted; {flags.again}", file=sys.stderr)
         return _INTERRUPTED
     return 0
 
@@ -184,6 +185,7 @@ def _measure_encoder(flags: argparse.Namespace, saved: SavedModel) -> None:
             if saved.config.is_encoder
             else f"--encoder measures the encoder alone: leave out --{' and --'.join(given)}"
         )
+    flags.again = "nothing is kept"
     folder, limit = _output(flags, "encoder"), flags.limit or _ENCODER_LIMIT
     languages = tuple(filter(None, flags.languages.split(","))) if flags.languages else ()
     with quiet_imports():  # the package `tasks` imports seqio
