@@ -17,23 +17,36 @@ from deltalm_jax.quiet import quiet_imports
 if TYPE_CHECKING:
     from deltalm_jax.data.vocabulary import Vocabulary
     from deltalm_jax.evaluation.texts import EvaluationSet
+    from deltalm_jax.saved_model import SavedModel
 
 _INTERRUPTED = 130
 SAMPLE = "sample"
+_SPLIT = "test"
+# Of an encoder: held-out documents and pairs of each language, so that corpora of any size take minutes.
+_ENCODER_LIMIT = 1000
 
 _DESCRIPTION = """
 Score a model: it writes an output for each source, and these are compared with references. The sources are a Task's (its
 split "test", or another), or two files of lines. In the output folder: outputs.jsonl, scores.json with the signatures that go
 with published numbers, and index.html to read. A run that was ended goes on where it was, if the same command is given again.
+
+An encoder alone writes nothing. It is measured on the held-out text of --data_dir: how often a masked piece is its first
+choice, and how often a sentence's translation is the nearest of all, at every layer (docs/encoder.md).
 """
 _EXAMPLES = """
 examples:
   python -m deltalm_jax.evaluate --checkpoint=runs/finetune --source=dev.de --reference=dev.en
   python -m deltalm_jax.evaluate --checkpoint=runs/finetune --task=examples_de_en --data_dir=mine --split=validation
+  python -m deltalm_jax.evaluate --checkpoint=runs/infoxlm_tiny --languages=de,fr,sw
   python -m deltalm_jax.evaluate --checkpoint=runs/xqg --task=xqg_zh --data_dir=/data --metrics=bleu_zh,rouge_characters
 
 Metrics: docs/tasks.md. How it is decoded: docs/generation.md.
 """
+
+
+_EXPECTED = "expected either --task, or --source and --reference"
+# What belongs to texts that a model writes.
+_OF_TEXTS = ("task", "source", "reference", "split", "task_module", "source_prefix", "metrics")
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
@@ -42,7 +55,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
 
     parser = argparse.ArgumentParser(
         prog="python -m deltalm_jax.evaluate",
-        usage="%(prog)s --checkpoint=PATH (--task=NAME | --source=FILE --reference=FILE) [more]",
+        usage="%(prog)s --checkpoint=PATH [--task=NAME | --source=FILE --reference=FILE] [more]",
         description=_DESCRIPTION,
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -52,9 +65,12 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     what = parser.add_argument_group("what")
     add_checkpoint_flag(what)
     what.add_argument("--task", metavar="NAME", help="a seqio Task with sources and targets (docs/tasks.md)")
-    what.add_argument("--split", default="test", metavar="NAME", help="of the Task (default: test)")
+    what.add_argument("--split", metavar="NAME", help=f"of the Task (default: {_SPLIT})")
     what.add_argument(
-        "--data_dir", default=SAMPLE, metavar="DIR", help="folder of the Task's data, as for deltalm_jax.prepare"
+        "--data_dir",
+        default=SAMPLE,
+        metavar="DIR",
+        help="folder of the Task's data, or of the encoder's, as for deltalm_jax.prepare",
     )
     what.add_argument("--task_module", metavar="MODULE", help="module of yours that registers Tasks; its code runs")
     what.add_argument("--source", type=path, metavar="FILE", help="in place of a Task: UTF-8, a source on each line")
@@ -65,7 +81,17 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     what.add_argument(
         "--source_prefix", metavar="TEXT", help="put before every source (default: the run's DataConfig.source_prefix)"
     )
-    what.add_argument("--limit", type=int, metavar="N", help="only the first N examples")
+    what.add_argument(
+        "--encoder", action="store_true", help="measure a DeltaLM's encoder: retrieval, in place of a Task"
+    )
+    what.add_argument("--languages", metavar="CODES", help="of an encoder: such as de,fr (default: all in --data_dir)")
+    what.add_argument(
+        "--limit",
+        type=int,
+        metavar="N",
+        help="only the first N examples; of an encoder's text, N chunks and N pairs of each language (default: "
+        f"{_ENCODER_LIMIT:,})",
+    )
     what.add_argument(
         "--metrics", metavar="NAMES", help="such as bleu,chrf++ (default: the Task's; of files: bleu,chrf++)"
     )
@@ -77,10 +103,14 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     )
     add_search_flags(parser)
     flags = parser.parse_args(arguments)
-    if (flags.task is None) == (flags.source is None):
-        parser.error("expected either --task, or --source and --reference")
+    if flags.task is not None and flags.source is not None:
+        parser.error(_EXPECTED)
     if (flags.source is None) != (not flags.reference):
         parser.error("--source and --reference go together")
+    if (flags.encoder or flags.languages) and (flags.task or flags.source):
+        parser.error(
+            f"--{'encoder' if flags.encoder else 'languages'} measures an encoder: leave out --task and --source"
+        )
     if flags.limit is not None and flags.limit < 1:
         parser.error(f"--limit must be at least 1, found {flags.limit}")
     return flags
@@ -90,6 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code. Mistakes of the user's give one message and exit code 2."""
     redaction.install(steady=True)
     flags = parse_arguments(sys.argv[1:] if arguments is None else arguments)
+    flags.again = "the same command goes on"
     from deltalm_jax.errors import UserError
     from deltalm_jax.training.faults import Stopped, StopRequest
 
@@ -100,10 +131,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except Stopped as stopped:
-        print(f"{stopped}: stopped; the same command goes on", file=sys.stderr)
+        print(f"{stopped}: stopped; {flags.again}", file=sys.stderr)
         return stopped.exit_code
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on", file=sys.stderr)
+        print(f"interrupted; {flags.again}", file=sys.stderr)
         return _INTERRUPTED
     return 0
 
@@ -112,23 +143,26 @@ def _evaluate(flags: argparse.Namespace) -> None:
     from deltalm_jax.decoding.job import Job
     from deltalm_jax.evaluation.scoring import evaluate
     from deltalm_jax.evaluation.texts import EvaluationError, from_files
-    from deltalm_jax.paths import is_remote
-    from deltalm_jax.saved_model import check_has_decoder, open_model
+    from deltalm_jax.saved_model import open_model
     from deltalm_jax.training.storage import run_path
 
     saved = open_model(flags.checkpoint)
-    check_has_decoder(saved.config, str(flags.checkpoint))
     if saved.vocabulary is None:
         raise EvaluationError(f"{flags.checkpoint}: its vocabulary is not known; convert it with --vocabulary=FILE")
+    if saved.config.is_encoder or flags.encoder:
+        _measure_encoder(flags, saved)
+        return
+    if flags.languages:
+        raise EvaluationError("--languages is of what an encoder is measured on: add --encoder, or leave it out")
+    if not flags.task and not flags.source:
+        raise EvaluationError(f"{_EXPECTED}; or --encoder, to measure the encoder alone")
     texts = _task(flags, saved.vocabulary) if flags.task else from_files(flags.source, flags.reference)
     if flags.limit is not None:
         texts = texts.first(flags.limit)
     metrics = tuple(flags.metrics.split(",")) if flags.metrics else texts.metrics
     name = re.sub(r"[^\w.-]+", "_", "-".join(filter(None, (texts.name, texts.split))))
     checkpoint = run_path(flags.checkpoint)
-    if flags.output is None and is_remote(checkpoint):
-        raise EvaluationError("--output is needed: outputs are written to a folder of this machine")
-    folder = flags.output or checkpoint / "evaluation" / name
+    folder = _output(flags, name)
     chosen = {field.name: getattr(flags, field.name) for field in dataclasses.fields(Job) if hasattr(flags, field.name)}
     chosen["source_prefix"] = _prefix(flags.source_prefix, checkpoint, texts)
     result = evaluate(texts, Job(**chosen), metrics, folder, saved)
@@ -137,13 +171,53 @@ def _evaluate(flags: argparse.Namespace) -> None:
     print(f"{result['examples']:,} outputs in {folder}; open {folder / 'index.html'}")
 
 
+def _measure_encoder(flags: argparse.Namespace, saved: SavedModel) -> None:
+    from rich.console import Console
+
+    from deltalm_jax.evaluation.encoder_report import PAGE, evaluate_encoder, show
+    from deltalm_jax.evaluation.held_out import read_held_out
+    from deltalm_jax.evaluation.texts import EvaluationError
+
+    if given := [name for name in _OF_TEXTS if getattr(flags, name)]:
+        raise EvaluationError(
+            f"{flags.checkpoint}: an encoder alone writes no texts, found --{' and --'.join(given)}. Leave that out to "
+            "measure the encoder itself; for texts, start a DeltaLM from it (TrainConfig.init_from) and evaluate that"
+            if saved.config.is_encoder
+            else f"--encoder measures the encoder alone: leave out --{' and --'.join(given)}"
+        )
+    flags.again = "nothing is kept"
+    folder, limit = _output(flags, "encoder"), flags.limit or _ENCODER_LIMIT
+    languages = tuple(filter(None, flags.languages.split(","))) if flags.languages else ()
+    with quiet_imports():  # the package `tasks` imports seqio
+        import tasks.corpora  # noqa: F401
+    held_out = read_held_out(None if flags.data_dir == SAMPLE else flags.data_dir, languages, limit)
+    where = "the shipped sample" if flags.data_dir == SAMPLE else flags.data_dir
+    show(evaluate_encoder(saved, held_out, where, folder, limit), Console())
+    print(f"scores of every language and layer in {folder}; open {folder / PAGE}")
+
+
+def _output(flags: argparse.Namespace, name: str) -> pathlib.Path:
+    """The folder for what comes out."""
+    from deltalm_jax.evaluation.texts import EvaluationError
+    from deltalm_jax.paths import is_remote
+    from deltalm_jax.training.storage import run_path
+
+    checkpoint = run_path(flags.checkpoint)
+    if flags.output is None and is_remote(checkpoint):
+        raise EvaluationError("--output is needed: outputs are written to a folder of this machine")
+    output: pathlib.Path = flags.output or checkpoint / "evaluation" / name
+    return output
+
+
 def _task(flags: argparse.Namespace, vocabulary: Vocabulary) -> EvaluationSet:
     with quiet_imports():
         from deltalm_jax.data.mixture import Registration
         from deltalm_jax.evaluation.texts import from_task
 
         data_dir = None if flags.data_dir == SAMPLE else flags.data_dir
-        return from_task(flags.task, flags.split, Registration(vocabulary, {"data_dir": data_dir}, flags.task_module))
+        return from_task(
+            flags.task, flags.split or _SPLIT, Registration(vocabulary, {"data_dir": data_dir}, flags.task_module)
+        )
 
 
 def _prefix(prefix: str | None, checkpoint: pathlib.Path, texts: EvaluationSet) -> str:

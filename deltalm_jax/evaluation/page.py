@@ -29,7 +29,7 @@ def as_html(result: dict[str, Any], texts: EvaluationSet, hypotheses: Sequence[s
     about = result["outputs"]
     notes = [f"{about[key]:,} {what}" for key, what in _ABOUT.items() if about[key]]
     notes.append(f"length {about['length_ratio']:.2f} times the references'")
-    signatures = _table(
+    signatures = html_table(
         ("score", "", "signature"),
         (
             (escape(n), f"{s['score']:.2f}", f"<code>{escape(s['signature'])}</code>")
@@ -67,14 +67,15 @@ def _examples(texts: EvaluationSet, hypotheses: Sequence[str], chosen: Iterable[
         )
         for index in chosen
     )
-    return _table(("", "source", "output", "reference"), rows)
+    return html_table(("", "source", "output", "reference"), rows)
 
 
 def _text(text: str) -> str:
     return f'<div dir="auto">{escape(text)}</div>' if text.strip() else '<span class="soft">(empty)</span>'
 
 
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def html_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table of cells that are HTML."""
     head = "".join(f"<th>{escape(name)}</th>" for name in heads)
     body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
     table = f'<table class="texts"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'

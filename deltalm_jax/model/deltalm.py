@@ -161,6 +161,28 @@ def apply_decoder(
     )[0]
 
 
+def encoder_states(
+    config: ModelConfig,
+    params: Params,
+    encoder_tokens_BS: jax.Array,
+    *,
+    compute_dtype: jax.typing.DTypeLike = jnp.float32,
+) -> jax.Array:
+    """Every hidden state of the encoder, without dropout, of a DeltaLM or of an encoder alone; to look inside.
+
+    Returns:
+      [N + 1, B, S, D] in `compute_dtype`: the embeddings, then what each layer gives. The last is the encoder's output,
+      which with norm_placement="pre" has had the final LayerNorm.
+    """
+    model = merge_encoder(config, params) if config.is_encoder else _merge(config, params)
+    token_BSD = look_up(params["token_embedding"], encoder_tokens_BS)
+    encoded_BSD, states_NBSD = model.encoder(
+        token_BSD, encoder_tokens_BS, compute_dtype=compute_dtype, return_states=True
+    )
+    assert states_NBSD is not None
+    return states_NBSD.at[-1].set(encoded_BSD)
+
+
 def layer_states(
     config: ModelConfig,
     params: Params,

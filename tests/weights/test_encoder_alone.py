@@ -325,7 +325,8 @@ def test_commands_that_write_text_refuse_it_in_one_line(with_vocabulary, tmp_pat
     ):
         assert command.main([f"--checkpoint={with_vocabulary}", *flags]) == 2
         error = capsys.readouterr().err
-        assert error.startswith(f"error: {with_vocabulary} is an encoder alone")
+        assert error.startswith(f"error: {with_vocabulary}")
+        assert "an encoder alone" in error
         assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
