@@ -225,6 +225,10 @@ class Stream:
         """The objective whose chunks, in the prepared data, this one takes."""
         return self.objectives[objective].corruption.chunks_of
 
+    def batches_in_an_epoch(self, objective: str) -> float:
+        """Training chunks of an objective, in batches."""
+        return float(self._schedules[objective].chunks_K.sum()) / self.objectives[objective].batch_size
+
     def epochs(self, steps: int) -> dict[str, float]:
         """For each task, how often its chunks have been visited after `steps` steps by all objectives: examples / chunks.
 

@@ -6,6 +6,7 @@ beat before it can be said to have learned anything. Both are measured on the sa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,8 +17,8 @@ from jax.sharding import Mesh
 from deltalm_jax.data.stream import Stream
 from deltalm_jax.parallel.sharding import process_rows, put_batch
 
-# Enough to leave the predictor's own sampling error behind: 2 million targets, or this many batches.
-_UNIGRAM_TOKENS, _UNIGRAM_BATCHES = 2_000_000, 400
+# Enough to leave the predictor's own sampling error behind: 2 million targets, or this many batches, or all data so often.
+_UNIGRAM_TOKENS, _UNIGRAM_BATCHES, _UNIGRAM_EPOCHS = 2_000_000, 400, 4
 
 
 class Evaluator:
@@ -90,7 +91,8 @@ class Evaluator:
 
     def _unigram_loss(self, name: str) -> float:
         counts_V = np.zeros(self._vocab_size, np.int64)
-        for step in range(_UNIGRAM_BATCHES):
+        batches = math.ceil(_UNIGRAM_EPOCHS * self._stream.batches_in_an_epoch(name))
+        for step in range(min(_UNIGRAM_BATCHES, batches)):
             counts_V += self._text_counts(self._stream.batch(step, only=name)[name]["targets"])
             if counts_V.sum() >= _UNIGRAM_TOKENS:
                 break
