@@ -8,6 +8,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from deltalm_jax.model.config import PRESETS
@@ -172,7 +173,7 @@ def plain_loss(params, state, batch):
     return (total + 0.5 * contrast) / (count + 4)
 
 
-def test_gradients_are_those_that_jax_derives():
+def test_gradients_are_those_that_jax_derives_and_finite_differences_find():
     """Adam's first moment after a step from zero is (1 - beta1) times the gradient."""
     states, _ = run(FULL)
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
@@ -196,6 +197,17 @@ def test_gradients_are_those_that_jax_derives():
         np.testing.assert_allclose(ours, gradient, atol=2e-6, err_msg=jax.tree_util.keystr(path))
     assert np.abs(wanted["sentence_projection"]["kernel"]).max() > 1e-3
     assert np.abs(wanted["lm_head"]["bias"]).max() > 1e-3
+
+    def total(distance: float) -> float:
+        """The loss in NumPy, so far along the gradient's direction."""
+        moved = jax.tree.map(lambda p, g: p + distance * g / norm, full["params"], wanted)
+        sums = [masked_sum(moved, batch[name]) for name in list(GROUPS)[:2]]
+        contrast, _ = contrast_sum(full | {"params": moved}, batch["cross_lingual_contrast"])
+        return (sum(part for part, _ in sums) + 0.5 * contrast) / (sum(count for _, count in sums) + 4)
+
+    norm = float(optax.tree.norm(found))
+    np.testing.assert_allclose((total(0.01) - total(-0.01)) / 0.02, norm, rtol=5e-3)
+    np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
