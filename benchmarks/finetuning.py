@@ -138,6 +138,7 @@ def _evaluate(
             "evaluate", f"--checkpoint={run_dir}", f"--task=examples_{direction.replace('-', '_')}",
             "--split=validation", f"--data_dir={data}", f"--beam_size={flags.beam_size}", "--max_length=20",
             "--max_length_per_token=1.5", f"--output={output}", *more,
+            *([f"--limit={flags.dev_lines}"] if flags.dev_lines else []),
         )  # fmt: skip
     return dict(json.loads((output / "scores.json").read_bytes())["scores"])
 
@@ -181,6 +182,7 @@ def main() -> None:
     parser.add_argument("--zero_shot_steps", type=int, default=100, metavar="N", help="of one direction")
     parser.add_argument("--batch_size", type=int, default=8, metavar="N", help="rows of 128 tokens of each objective")
     parser.add_argument("--learning_rate", type=float, default=5e-4, metavar="X")
+    parser.add_argument("--dev_lines", type=int, metavar="N", help="of each direction (default: all)")
     parser.add_argument("--beam_size", type=int, default=5, metavar="K")
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("runs/finetuning"), metavar="DIR")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -189,8 +191,10 @@ def main() -> None:
     data = examples(flags)
     results: dict[str, Any] = {}
     sources = starts(flags)
-    for name, start in sources.items():
-        results[name] = scores(flags, finetune(flags, name, start, data, flags.steps), data)
+    # All trainings first: what a weak model writes may be long, and take longer than its training.
+    run_dirs = {name: finetune(flags, name, start, data, flags.steps) for name, start in sources.items()}
+    for name, run_dir in run_dirs.items():
+        results[name] = scores(flags, run_dir, data)
     unseen = zero_shot(flags, sources["pretrained"], data)
     if flags.json:
         print(json.dumps({"starts": results, "zero_shot": unseen}))
