@@ -307,11 +307,12 @@ def test_a_run_that_is_ended_from_outside_goes_on(folder, written, tmp_path, num
     expected = written(lines=lines, output="expected")
     files = [f"--input={tmp_path / 'in'}", f"--output={tmp_path / 'out'}"]
     process = subprocess.Popen(command(folder, *files), env=environment(devices=8), stderr=subprocess.PIPE, text=True)
-    while process.poll() is None and not ((tmp_path / "out").exists() and (tmp_path / "out").stat().st_size):
+    progress = tmp_path / "out.progress.json"
+    while process.poll() is None and not (progress.exists() and json.loads(progress.read_text())["lines"]):
         time.sleep(0.01)
     process.send_signal(number)
     _, error = process.communicate(timeout=60)
     assert process.returncode == code, error
     assert (code < 0) or "the same command goes on" in error
-    assert 0 < json.loads((tmp_path / "out.progress.json").read_text())["lines"] < len(lines)
+    assert 0 < json.loads(progress.read_text())["lines"] < len(lines)
     assert written(lines=lines) == expected

@@ -155,8 +155,9 @@ def test_nothing_large_is_whole_on_every_device(preset, optimizer):
 def test_every_parameter_has_a_rule_and_every_rule_is_used():
     from deltalm_jax.parallel import sharding
 
-    state = abstract_state(MODEL, OPTIMIZER, make_mesh(MeshConfig()))
-    names = [path_name(p) for p, _ in jax.tree_util.tree_leaves_with_path(state["params"])]
+    encoder = dataclasses.replace(MODEL, num_decoder_layers=0, sentence_layer=1)
+    states = [abstract_state(model, OPTIMIZER, make_mesh(MeshConfig())) for model in (MODEL, encoder)]
+    names = [path_name(p) for state in states for p, _ in jax.tree_util.tree_leaves_with_path(state["params"])]
     used = set()
     for name in names:
         matching = [p for p, _ in sharding.RULES if sharding.re.search(f"(^|[/_]){p}$", name)]
