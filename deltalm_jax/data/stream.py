@@ -174,7 +174,7 @@ class Stream:
         self.mask_id = int(vocabulary["mask_id"])
         self._schedules = {name: _Schedule(name, o, prepared, seed) for name, o in self.objectives.items()}
         for name, objective in self.objectives.items():
-            length = prepared.chunk_lengths[objective.corruption.chunks_of]
+            length = prepared.chunk_lengths[self.prepared_for(name)]
             needed = objective.corruption.max_sentinels(length)
             if needed > int(vocabulary["num_sentinels"]):
                 raise PreparedDataError(
@@ -278,7 +278,7 @@ class Stream:
         pairs = [
             (i, chunk)
             for i, task in enumerate(self.prepared.tasks)
-            if task.objective == self.objectives[name].corruption.chunks_of
+            if task.objective == self.prepared_for(name)
             for chunk in range(self.prepared.chunk_count(i, "validation"))
         ]
         table = np.array(pairs, np.int64).reshape(-1, 2)
@@ -297,7 +297,7 @@ class Stream:
             keys_B,
             sentinel_start=self.sentinels[0],
             num_sentinels=self.sentinels[1] - self.sentinels[0],
-            chunk_length=self.prepared.chunk_lengths[corruption.chunks_of],
+            chunk_length=self.prepared.chunk_lengths[self.prepared_for(name)],
             **mask_argument(corruption, self.mask_id),
         )
         return {"inputs": corrupted.inputs_BS, "targets": corrupted.targets_BT}

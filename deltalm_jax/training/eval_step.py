@@ -5,6 +5,7 @@ Shapes: B batch, S inputs, T targets, D model, V vocabulary.
 
 from __future__ import annotations
 
+import collections
 import functools
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -87,4 +88,5 @@ def make_eval_step(
             out_shardings=replicated(mesh),
         )
 
-    return lambda group, params, arrays: step_of(groups.get(group, Group()))(params, arrays)
+    kinds = collections.defaultdict(Group, groups)
+    return lambda group, params, arrays: step_of(kinds[group])(params, arrays)

@@ -27,6 +27,7 @@ Shapes: A microbatches, B batch, S inputs, T targets, D model, V vocabulary.
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -211,7 +212,7 @@ def make_train_step(
     gather = gather_layer if mesh.shape["fsdp"] > 1 else None
 
     setting = Setting(model, loss, contrast, mesh, compute_dtype, decoder_start, gather, attend)
-    kinds = _Kinds(groups)
+    kinds = collections.defaultdict(Group, groups)
 
     def local_gradients(
         params: Params, others: tuple[Any, ...], batch: Any, step: jax.Array, scale: Any
@@ -324,14 +325,7 @@ def make_train_step(
     )
 
 
-class _Kinds(dict[str, Group]):
-    """What the groups of a batch are, where nothing else is said a `Group()`."""
-
-    def __missing__(self, name: str) -> Group:
-        return Group()
-
-
-def _padding_share(batch: Any, kinds: _Kinds) -> jax.Array:
+def _padding_share(batch: Any, kinds: Mapping[str, Group]) -> jax.Array:
     # Of masked texts, the targets are 0 wherever nothing is masked.
     texts = ("inputs",), ("inputs", "targets")
     arrays = [batch[name][text] for name in batch for text in texts[kinds[name].kind != "masked_language_model"]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -93,17 +94,11 @@ def masked_sum(params, arrays) -> tuple[float, int]:
     rows, places = np.nonzero(arrays["targets"])
     for row, place in zip(rows, places, strict=True):
         x = hidden[row, place] @ head["dense"]["kernel"] + head["dense"]["bias"]
-        x = x * 0.5 * (1 + np.array([_erf(value / 2**0.5) for value in x]))
+        x = x * 0.5 * (1 + np.array([math.erf(value / 2**0.5) for value in x]))
         x = (x - x.mean()) / np.sqrt(x.var() + 1e-5) * head["layer_norm"]["scale"] + head["layer_norm"]["bias"]
         logits = x @ np.asarray(params["token_embedding"], np.float64).T + head["bias"]
         total -= log_softmax(logits)[arrays["targets"][row, place]]
     return total, len(rows)
-
-
-def _erf(value: float) -> float:
-    import math
-
-    return math.erf(value)
 
 
 def contrast_sum(state, arrays) -> tuple[float, int]:
