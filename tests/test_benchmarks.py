@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from benchmarks import stream, t5_preprocessor
+from benchmarks import accelerator, stream, t5_preprocessor
 from benchmarks.timing import measure
 from tests.support.masks import START, rebuild
 
@@ -57,3 +57,17 @@ def test_rates_are_of_what_was_done():
     done = []
     rate = measure(lambda: done.append(7) or 7, windows=3, seconds=0.01)
     assert 0 < rate.median <= rate.best
+
+
+def test_the_accelerators_benchmark_measures_a_step():
+    """On a CPU, whose peak nobody states: no utilisation."""
+    sizes = {"hidden_size": 8, "feed_forward_size": 8, "num_heads": 1, "num_encoder_layers": 1, "num_decoder_layers": 1}
+    narrow = [f"ModelConfig.{name}={size}" for name, size in sizes.items()]
+    config = accelerator.configuration("pretrain_tiny.gin", narrow, 2, "span_corruption", "xla")
+    line = accelerator.measure(config, steps=1)
+    assert line["rows"] == {"span_corruption": 2}
+    assert (line["attention"], line["mfu"]) == ("xla", None)
+    tokens = 2 * sum(config.data.shapes()["span_corruption"])
+    assert line["tokens_per_second"] == pytest.approx(tokens / line["step_seconds"])
+    assert line["loss"] == pytest.approx(np.log(8104), rel=0.1)
+    assert accelerator.told(line).startswith("| 2 | xla | ")
