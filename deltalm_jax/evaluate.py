@@ -178,7 +178,7 @@ def _measure_encoder(flags: argparse.Namespace, saved: SavedModel) -> None:
     from deltalm_jax.evaluation.held_out import read_held_out
     from deltalm_jax.evaluation.texts import EvaluationError
 
-    if given := [name for name in _OF_TEXTS if getattr(flags, name)]:
+    if given := [name for name in _OF_TEXTS if getattr(flags, name)] + _search_flags(flags):
         raise EvaluationError(
             f"{flags.checkpoint}: an encoder alone writes no texts, found --{' and --'.join(given)}. Leave that out to "
             "measure the encoder itself; for texts, start a DeltaLM from it (TrainConfig.init_from) and evaluate that"
@@ -194,6 +194,19 @@ def _measure_encoder(flags: argparse.Namespace, saved: SavedModel) -> None:
     where = "the shipped sample" if flags.data_dir == SAMPLE else flags.data_dir
     show(evaluate_encoder(saved, held_out, where, folder, limit), Console())
     print(f"scores of every language and layer in {folder}; open {folder / PAGE}")
+
+
+def _search_flags(flags: argparse.Namespace) -> list[str]:
+    """Flags on how to decode that are not as they are by default."""
+    from deltalm_jax.decoding.job import Job
+
+    return [
+        field.name
+        for field in dataclasses.fields(Job)
+        if field.default is not dataclasses.MISSING
+        and field.name not in (*_OF_TEXTS, "output")
+        and getattr(flags, field.name, field.default) not in (field.default, None)
+    ]
 
 
 def _output(flags: argparse.Namespace, name: str) -> pathlib.Path:

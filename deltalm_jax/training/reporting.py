@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import pathlib
 import time
 from typing import Any
@@ -122,7 +123,7 @@ class Reporter:
 
 
 class Display:
-    """A live bar on a terminal; elsewhere a line every `log_every` steps.
+    """A live bar on a terminal; elsewhere a line every `log_every` steps. Speed is the mean of the last `log_every` steps.
 
     Args:
       steps: last step of this run.
@@ -135,6 +136,7 @@ class Display:
         self._console = Console(quiet=quiet, highlight=False, soft_wrap=True)
         self._steps, self._start, self._log_every = steps, start, log_every
         self._began: tuple[float, int] | None = None  # when the first step was done, and which it was
+        self._recent: collections.deque[dict[str, Any]] = collections.deque(maxlen=log_every)
         self._live = self._console.is_terminal and not quiet
         self._progress = Progress(
             TextColumn("[bold]step"),
@@ -156,20 +158,28 @@ class Display:
     def step(self, line: dict[str, Any]) -> None:
         """Shows one line of metrics."""
         now, step = time.monotonic(), line["step"]
-        # The first step carries the compilation: not a basis for the time left.
+        # The first step carries the compilation: not a basis for the time left, nor for the speed of others.
+        if self._began and step > self._began[1] and self._recent[0]["step"] == self._began[1]:
+            self._recent.clear()
+        self._recent.append(line)
         self._began = self._began or (now, step)
         began_at, began_step = self._began
         rate = (now - began_at) / (step - began_step) if step > began_step else None
         left = f"{_duration(rate * (self._steps - step))} left" if rate is not None else "…"
-        mfu = "" if line["mfu"] is None else f"MFU {line['mfu']:.1%}  "
+        mfu = "" if line["mfu"] is None else f"MFU {self._mean('mfu'):.1%}  "
         text = (
-            f"loss {line['loss']:.3f}  {line['tokens_per_second']:,.0f} tokens/s  {mfu}"
-            f"waiting for data {line['data_wait_fraction']:.0%}  {left}"
+            f"loss {line['loss']:.3f}  {self._mean('tokens_per_second'):,.0f} tokens/s  {mfu}"
+            f"waiting for data {self._mean('data_wait_fraction'):.0%}  {left}"
         )
         if self._live:
             self._progress.update(self._task, completed=step, text=text)
         elif step % self._log_every == 0 or step in (self._start + 1, self._steps):
             self.say(f"step {step:>6,}/{self._steps:,}  {text}")
+
+    def _mean(self, name: str) -> float:
+        """Of a rate, over the time of the last steps: one of them alone may be anything where the host is busy."""
+        seconds = sum(line["step_seconds"] for line in self._recent)
+        return sum(line[name] * line["step_seconds"] for line in self._recent) / seconds
 
     def close(self) -> None:
         if self._live:

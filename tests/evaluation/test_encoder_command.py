@@ -141,6 +141,7 @@ def test_of_a_deltalm_the_encoder_is_searched(deltalm: Path, own_text: Path, tmp
     ("model", "flags", "message"),
     [
         ("encoder", ["--task=xqg_zh"], "an encoder alone writes no texts, found --task. Leave that out"),
+        ("encoder", ["--beam_size=3", "--max_length=9"], "writes no texts, found --beam_size and --max_length. Leave"),
         ("encoder", ["--source=a", "--reference=b", "--metrics=bleu"], "found --source and --reference and --metrics"),
         ("encoder", ["--languages=qq"], "no text in qq"),
         ("deltalm", [], "expected either --task, or --source and --reference; or --encoder"),

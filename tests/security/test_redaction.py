@@ -216,7 +216,7 @@ def test_a_live_bar_on_a_terminal_goes_on(tmp_path):
         "display = Display(10, 0, 1)\n"
         f"display.say('above {CANARY}')\n"
         "print('printed')\n"
-        "line = dict(step=5, loss=1.0, tokens_per_second=2.0, mfu=None, data_wait_fraction=0.0)\n"
+        "line = dict(step=5, loss=1.0, tokens_per_second=2.0, mfu=None, data_wait_fraction=0.0, step_seconds=1.0)\n"
         "display.step(line)\n"
         "display.close()\n"
     )

@@ -11,7 +11,7 @@ from deltalm_jax.model.config import ModelConfig
 from deltalm_jax.training.flops import Throughput, flops_per_step
 from deltalm_jax.training.guards import Guard, LossSpike, NonFiniteError
 from deltalm_jax.training.metrics import MetricsFile, TensorBoardFile, metrics_line
-from deltalm_jax.training.reporting import Reporter, evaluation_lines
+from deltalm_jax.training.reporting import Display, Reporter, evaluation_lines
 
 MODEL = ModelConfig(hidden_size=64, num_heads=1, num_encoder_layers=1, num_decoder_layers=1, vocab_size=1000)
 SHAPES = {"span_corruption": (2, 32, 24)}
@@ -64,6 +64,22 @@ def test_mfu_is_null_with_a_reason_where_the_peak_is_not_known():
     line = metrics_line(7, step_metrics(), seconds=2.0, waited=0.5, throughput=UNKNOWN)
     assert json.loads(json.dumps(line))["mfu"] is None
     assert line["mfu_reason"] == "no peak known for devices of kind 'abacus'"
+
+
+def test_speed_on_the_screen_is_the_mean_of_the_last_steps(capsys):
+    """Weighed by their time, without the first, which is compiled: 10 tokens in 1 s and 90 in 9 s, 30 in 1 s and 10 in 3 s."""
+    display = Display(5, 0, 2)
+    for step, (tokens, seconds) in enumerate(((1, 100), (10, 1), (90, 9), (30, 1), (10, 3)), 1):
+        line = {"step": step, "loss": 1.0, "tokens_per_second": tokens / seconds, "step_seconds": seconds}
+        display.step(line | {"mfu": tokens / seconds / 100, "data_wait_fraction": 0.0})
+    display.close()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition("loss 1.000  ")[2].split("  ")[:2] for line in lines] == [
+        ["0 tokens/s", "MFU 0.0%"],
+        ["10 tokens/s", "MFU 10.0%"],
+        ["12 tokens/s", "MFU 12.0%"],
+        ["10 tokens/s", "MFU 10.0%"],
+    ]
 
 
 def test_resuming_cuts_back_and_drops_half_a_line(tmp_path):
