@@ -67,7 +67,7 @@ def test_mfu_is_null_with_a_reason_where_the_peak_is_not_known():
 
 
 def test_speed_on_the_screen_is_the_mean_of_the_last_steps(capsys):
-    """Weighed by their time, without the first, which is compiled: 10 tokens in 1 s and 90 in 9 s, 30 in 1 s and 10 in 3 s."""
+    """Weighed by their time, without the first, which compiles: 10 tokens in 1 s and 90 in 9 s, 30 in 1 s and 10 in 3 s."""
     display = Display(5, 0, 2)
     for step, (tokens, seconds) in enumerate(((1, 100), (10, 1), (90, 9), (30, 1), (10, 3)), 1):
         line = {"step": step, "loss": 1.0, "tokens_per_second": tokens / seconds, "step_seconds": seconds}
