@@ -23,6 +23,7 @@ WITHOUT = (
     f"DataConfig.objective_batch_sizes={dict.fromkeys(OTHERS, 16)}",
     f"DataConfig.sampling_exponents={dict.fromkeys(OTHERS, 0.3)}",
     "ModelConfig.sentence_layer=0",
+    "LossConfig.objective_weights={}",
 )
 WAYS = {"mean": "mean of positions", "first": "first position"}
 
