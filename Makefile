@@ -25,7 +25,7 @@ help:
 	@echo "make setup-locked  set up for development with exactly the files of requirements.lock, by their sha256"
 	@echo "make lock        write requirements.lock anew, from setup.cfg and constraints.txt"
 	@echo "make audit       look up the packages of requirements.lock in the database of vulnerabilities (network)"
-	@echo "make docs        reference of all modules, from their docstrings, into build/docs"
+	@echo "make docs        the site: these pages and a reference of all modules, into build/docs"
 	@echo "make verify      print each claim of the README beside what this machine measures"
 	@echo "make bench       the training step's speed at two sizes (beside PyTorch where it is installed)"
 	@echo "make clean       remove the environment and caches (not runs, not prepared data)"
@@ -105,9 +105,16 @@ lint: $(VENV)/.development
 	@$(BIN)/mypy
 	@$(BIN)/shellcheck launch/*.sh
 
+# pdoc's pages become api/ of the site. -W: a link without a page or heading, and a page outside the navigation, end it.
 docs: $(VENV)/.development
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
-	@TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m pdoc --docformat google --output-directory build/docs $(MODULES) '!deltalm_jax.weights.hugging_face.[a-z]+_deltalm'
+	@rm -rf build/docs build/pdoc && mkdir -p build
+	@$(BIN)/python -m deltalm_jax.training.field_reference > build/configuration.md
+	@cmp build/configuration.md docs/configuration.md || { \
+	  echo "docs/configuration.md is out of date: $(BIN)/python -m deltalm_jax.training.field_reference > docs/configuration.md" >&2; exit 1; }
+	@TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m pdoc --docformat google --output-directory build/pdoc/api $(MODULES) '!deltalm_jax.weights.hugging_face.[a-z]+_deltalm'
+	@$(BIN)/python -m sphinx -W --keep-going -n -q -d build/doctrees docs build/docs
+	@$(BIN)/python -m tests.documentation.site build/docs
 	@echo "open build/docs/index.html"
 
 verify: $(VENV)/.development

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,13 +23,12 @@ def anchors(markdown: str) -> set[str]:
     """The anchors of a page's headings, on which the site and the usual hosts of repositories agree.
 
     Lower case; what is neither letter, digit, space, hyphen nor underscore goes; spaces become hyphens. A heading that comes
-    twice has none here: the two number the second differently.
+    twice has none here: the second one's number is nobody's business.
     """
     found: list[str] = []
-    for heading in _HEADING.finditer(re.sub(r"^```.*?^```", "", markdown, flags=re.MULTILINE | re.DOTALL)):
+    for heading in _HEADING.finditer(_FENCE.sub("", markdown)):
         text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading[1]).replace("`", "").replace("*", "")
-        text = unicodedata.normalize("NFC", text.lower())
-        found.append(re.sub(r"[^\w\- ]", "", text).strip().replace(" ", "-"))
+        found.append(re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-"))
     return {anchor for anchor in found if found.count(anchor) == 1}
 
 

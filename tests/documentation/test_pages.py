@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.documentation.links import anchors, broken, targets
+from tests.documentation.site import problems
 from tests.support.runs import ROOT
 
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -19,8 +20,14 @@ def test_every_link_leads_somewhere(page: Path) -> None:
 
 
 def test_the_site_has_every_page_once() -> None:
-    listed = re.findall(r"^ *- .*?([\w./-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
-    assert sorted(listed) == [page.name for page in PAGES]
+    """index.rst is the navigation, and has the first page in it."""
+    index = (ROOT / "docs" / "index.rst").read_text()
+    listed = [
+        *re.findall(r"^ {3}(\w+)$", index, re.MULTILINE),
+        *re.findall(r"^\.\. include:: (\w+)\.md$", index, re.MULTILINE),
+    ]
+    pages = [page.stem for page in [*PAGES, *(ROOT / "docs").glob("*.rst")] if page.name != "index.rst"]
+    assert sorted(listed) == sorted(pages)
 
 
 def test_a_page_for_the_site_links_to_nothing_outside_of_it() -> None:
@@ -37,3 +44,19 @@ def test_what_a_link_is(tmp_path: Path) -> None:
     )
     assert anchors(page.read_text()) == {"one-two-three_four-5-"}
     assert [reason.split(": ")[1] for reason in broken(page)] == ["gone.md", "page.md#none", "#twice"]
+
+
+def test_what_is_wrong_with_a_site(tmp_path: Path) -> None:
+    (tmp_path / "api").mkdir()
+    (tmp_path / "api" / "index.html").write_text('<a href="gone.html">not ours</a><p id="there">')
+    (tmp_path / "index.html").write_text(
+        '<link href="style.css"><script src="https://example.org/x.js"></script><img src="data:image/png;base64,AA">'
+        '<a href="https://example.org">fine</a><a href="api/index.html#there">fine</a><a href="#here" id="here">fine</a>'
+        '<a href="api/index.html#elsewhere"></a><a href="gone.html"></a>'
+    )
+    assert problems(tmp_path) == [
+        "index.html: style.css: there is no such file",
+        "index.html: loads https://example.org/x.js",
+        "index.html: api/index.html#elsewhere: there is no such place",
+        "index.html: gone.html: there is no such file",
+    ]

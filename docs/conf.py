@@ -1,0 +1,25 @@
+"""How Sphinx makes the site of these pages; `make docs` calls it. Nothing on the site comes from elsewhere."""
+
+from pygments.lexers.python import PythonLexer
+from sphinx.application import Sphinx
+
+project = "deltalm_jax"
+html_title = "deltalm_jax"
+extensions = ["myst_parser"]
+# Anchors of headings as GitHub has them.
+myst_heading_anchors = 3
+# The first page is index.rst, which includes it.
+exclude_patterns = ["start.md"]
+# A line of shell with an ellipsis in it is no error.
+suppress_warnings = ["misc.highlighting_failure"]
+html_theme = "furo"
+html_copy_source = False
+html_show_copyright = False
+html_show_sphinx = False
+# What pdoc has written, as api/.
+html_extra_path = ["../build/pdoc"]
+
+
+def setup(app: Sphinx) -> None:
+    """gin's grammar is near enough to Python's to be coloured like it."""
+    app.add_lexer("gin", PythonLexer)
