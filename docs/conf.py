@@ -13,6 +13,8 @@ exclude_patterns = ["start.md"]
 # A line of shell with an ellipsis in it is no error.
 suppress_warnings = ["misc.highlighting_failure"]
 html_theme = "furo"
+# Values in quotation marks are there to be copied.
+smartquotes = False
 html_copy_source = False
 html_show_copyright = False
 html_show_sphinx = False
