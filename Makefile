@@ -105,6 +105,9 @@ lint: $(VENV)/.development
 	@$(BIN)/mypy
 	@$(BIN)/shellcheck launch/*.sh
 
+# Without pdoc's lines on modules that are named besides their package, and on those that need torch.
+PDOC = $(BIN)/python -W 'ignore:The module specification' -W "ignore:Couldn't import deltalm_jax.weights.hugging_face" -m pdoc
+
 # pdoc's pages become api/ of the site. -W: a link without a page or heading, and a page outside the navigation, end it.
 docs: $(VENV)/.development
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
@@ -112,7 +115,7 @@ docs: $(VENV)/.development
 	@$(BIN)/python -m deltalm_jax.training.field_reference > build/configuration.md
 	@cmp build/configuration.md docs/configuration.md || { \
 	  echo "docs/configuration.md is out of date: $(BIN)/python -m deltalm_jax.training.field_reference > docs/configuration.md" >&2; exit 1; }
-	@TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m pdoc --docformat google --output-directory build/pdoc/api $(MODULES) '!deltalm_jax.weights.hugging_face.[a-z]+_deltalm'
+	@TF_CPP_MIN_LOG_LEVEL=3 $(PDOC) --docformat google --output-directory build/pdoc/api $(MODULES) '!deltalm_jax.weights.hugging_face.[a-z]+_deltalm'
 	@$(BIN)/python -m sphinx -W --keep-going -n -q -d build/doctrees docs build/docs
 	@$(BIN)/python -m tests.documentation.site build/docs
 	@echo "open build/docs/index.html"
