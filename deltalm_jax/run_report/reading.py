@@ -1,0 +1,242 @@
+"""What a run left in its folder, read as far as it can be read; what cannot is said in notes, and never passed over in silence."""
+
+from __future__ import annotations
+
+import array
+import dataclasses
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deltalm_jax.errors import UserError
+from deltalm_jax.paths import store_errors
+from deltalm_jax.training.checkpoint_record import CheckpointError, StepRecords, printable, read_record
+from deltalm_jax.training.metrics import METRICS
+from deltalm_jax.training.storage import check_readable
+
+_NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+_LINES_NAMED = 5
+
+
+class ReportError(UserError):
+    """There is nothing to report; the message says what was looked for, and where."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Series:
+    """A number's values in the order of the file.
+
+    Attributes:
+      steps_N: int64, updates done.
+      values_N: float64; nan and the infinities as they were written.
+    """
+
+    steps_N: np.ndarray
+    values_N: np.ndarray
+
+    @property
+    def last(self) -> float:
+        return float(self.values_N[-1])
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that is there: its step, and when it was written (UTC), "" where its record cannot be read."""
+
+    step: int
+    written: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One run.
+
+    Attributes:
+      name: what it is called in the page; no two runs of a page have the same.
+      folder: where it is, as text.
+      series: every number of metrics.jsonl by its key; empty where there are none yet.
+      texts: the last value of every key that is text.
+      values: every value of the configuration by its name, and `origins` where each came from.
+      data: data.json: task → {"objective", "rate", "epochs"}.
+      rewinds: lines of rewinds.jsonl.
+      checkpoints: those that are there, by step.
+      restarts: steps from which the run was started again, as its TensorBoard files say.
+      record: of the newest checkpoint that has a readable one; else empty.
+      notes: what is missing or damaged, a sentence each.
+    """
+
+    name: str
+    folder: str
+    series: dict[str, Series]
+    texts: dict[str, str]
+    values: dict[str, Any]
+    origins: dict[str, str]
+    data: dict[str, dict[str, Any]]
+    rewinds: list[dict[str, Any]]
+    checkpoints: list[Checkpoint]
+    restarts: list[int]
+    record: dict[str, Any]
+    notes: list[str]
+
+
+def read_run(folder: Path, name: str) -> Run:
+    """Reads a run, which may be going on.
+
+    Args:
+      folder: the run's directory, a path of `run_path`.
+      name: what to call it.
+
+    Raises:
+      ReportError: there is no such folder, or it is no run's: it has neither metrics.jsonl nor config.json.
+      LocationError: the bucket cannot be reached.
+    """
+    check_readable(folder)
+    shown = printable(folder)
+    notes: list[str] = []
+    try:
+        with store_errors():
+            if not folder.is_dir():
+                raise ReportError(f"{shown}: there is no such folder")
+            has_metrics = (folder / METRICS).exists()
+            if not has_metrics and not (folder / "config.json").exists():
+                raise ReportError(f"{shown} is no run: it has neither {METRICS} nor config.json")
+            series, texts = _metrics(folder / METRICS, notes) if has_metrics else ({}, {})
+            if not series:
+                notes.append(f"{METRICS} holds no numbers" if has_metrics else f"there is no {METRICS} yet")
+            config = _json_object(folder / "config.json", notes)
+            data = _json_object(folder / "data.json", notes)
+            rewinds = _rewinds(folder / "rewinds.jsonl", notes)
+            restarts = _restarts(folder / "tensorboard", rewinds)
+            checkpoints, record = _checkpoints(folder / "checkpoints", notes)
+    except OSError as error:
+        raise ReportError(f"{shown} cannot be read: {error.strerror or error}") from error
+    values, origins = (config.get(key) if isinstance(config.get(key), dict) else {} for key in ("values", "origins"))
+    tasks = {task: about for task, about in data.items() if isinstance(about, dict)}
+    return Run(
+        name, shown, series, texts, values or {}, origins or {}, tasks, rewinds, checkpoints, restarts, record, notes
+    )
+
+
+def _metrics(path: Path, notes: list[str]) -> tuple[dict[str, Series], dict[str, str]]:
+    steps: dict[str, array.array[int]] = {}
+    values: dict[str, array.array[float]] = {}
+    texts: dict[str, str] = {}
+    strange: set[str] = set()
+    backwards, last = 0, -1
+    for line in _json_lines(path, "step", notes):
+        step = line.pop("step")
+        backwards += step <= last
+        last = step
+        for key, value in line.items():
+            number = _number(value)
+            if number is not None:
+                if key not in steps:
+                    steps[key], values[key] = array.array("q"), array.array("d")
+                steps[key].append(step)
+                values[key].append(number)
+            elif isinstance(value, str):
+                texts[key] = value
+            elif value is not None:
+                strange.add(key)
+    if backwards:
+        notes.append(
+            f"{METRICS}: at {backwards:,} lines the step does not grow; all are shown, and the last in the file counts as last"
+        )
+    if strange:
+        notes.append(
+            f"{METRICS}: neither numbers nor texts, and not shown: {', '.join(sorted(map(printable, strange)))}"
+        )
+    return {
+        key: Series(np.frombuffer(steps[key], np.int64), np.frombuffer(values[key], np.float64)) for key in steps
+    }, texts
+
+
+def _number(value: Any) -> float | None:
+    """A JSON value as a number; `MetricsFile` writes as texts those that JSON has no word for."""
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, int | float):
+        try:
+            return float(value)
+        except OverflowError:
+            return math.inf if value > 0 else -math.inf
+    return _NOT_FINITE.get(value) if isinstance(value, str) else None
+
+
+def _json_lines(path: Path, key: str, notes: list[str]) -> Iterator[dict[str, Any]]:
+    """Objects of a file that grows by lines, each with a whole number at `key`; others are noted by their place."""
+    damaged: list[int] = []
+    number, line = 0, b"\n"
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                found = json.loads(line)
+                if type(found[key]) is not int or not 0 <= found[key] < 2**63:
+                    raise ValueError(key)
+            except (ValueError, KeyError, TypeError, RecursionError):
+                damaged.append(number)
+            else:
+                yield found
+    if damaged and damaged[-1] == number and not line.endswith(b"\n"):
+        damaged.pop()
+        notes.append(
+            f"{path.name}: the last line is half written and is left out (the run is writing, or was killed while it did)"
+        )
+    if damaged:
+        shown = ", ".join(f"{n:,}" for n in damaged[:_LINES_NAMED]) + (" …" if len(damaged) > _LINES_NAMED else "")
+        notes.append(f"{path.name}: {len(damaged):,} damaged lines are left out: {shown}")
+
+
+def _json_object(path: Path, notes: list[str]) -> dict[str, Any]:
+    if not path.exists():
+        notes.append(f"there is no {path.name}")
+        return {}
+    try:
+        found = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        notes.append(f"{path.name} is damaged and is left out: {error}")
+        return {}
+    if not isinstance(found, dict):
+        notes.append(f"{path.name} is no JSON object and is left out")
+        return {}
+    return found
+
+
+def _rewinds(path: Path, notes: list[str]) -> list[dict[str, Any]]:
+    return list(_json_lines(path, "step", notes)) if path.exists() else []
+
+
+def _restarts(folder: Path, rewinds: list[dict[str, Any]]) -> list[int]:
+    """Steps at which the run was started again: TensorBoard gets a file at each start, named by the step; a rewind is none."""
+    if not folder.is_dir():
+        return []
+    endings = (path.name.rpartition(".from-")[2] for path in folder.iterdir() if ".from-" in path.name)
+    steps = sorted(int(ending) for ending in endings if ending.isdecimal())
+    for rewind in rewinds:
+        if rewind.get("back_to") in steps:
+            steps.remove(rewind["back_to"])
+    return [step for step in steps if step]
+
+
+def _checkpoints(folder: Path, notes: list[str]) -> tuple[list[Checkpoint], dict[str, Any]]:
+    if not folder.is_dir():
+        return [], {}
+    found, newest = [], {}
+    try:
+        records = StepRecords(folder, notes.append)
+        for step in records.steps():
+            try:
+                record = read_record(records.folder(step))
+            except CheckpointError as error:
+                notes.append(f"checkpoint {step}: {error}")
+                found.append(Checkpoint(step, ""))
+            else:
+                newest = record
+                found.append(Checkpoint(step, printable(record["written"])))
+    except CheckpointError as error:
+        notes.append(str(error))
+    return found, newest
