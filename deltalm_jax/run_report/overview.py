@@ -24,11 +24,7 @@ def facts(run: Run) -> dict[str, str]:
         found["steps"] = f"{int(loss.steps_N[-1]):,}" + (f" of {planned:,}" if isinstance(planned, int) else "")
         found["last loss"] = _loss(loss.last)
     for objective, (step, value, unigram) in best_validations(run).items():
-        beside = (
-            f", {percent(abs(1 - value / unigram))} {'below' if value <= unigram else 'above'} unigram"
-            if unigram
-            else ""
-        )
+        beside = f", {percent(abs(1 - value / unigram))} {_side(value, unigram)} unigram" if unigram else ""
         found[f"best validation, {title(objective)}"] = f"{_loss(value)} on text at step {step:,}{beside}"
     if isinstance(best := about.get("best"), dict):
         found["best checkpoint"] = f"step {best.get('step')}, {best.get('by')} {best.get('value')}"
@@ -94,11 +90,10 @@ def count_parameters(record: dict[str, Any]) -> int:
 def cards(run: Run) -> str:
     """The four to six numbers of one run that are looked for first; HTML."""
     found = facts(run)
-    shown = [(found[key], key) for key in ("steps", "last loss") if key in found]
+    shown: list[tuple[str, str]] = [(found[key], key) for key in ("steps", "last loss") if key in found]
     for objective, (_, value, unigram) in list(best_validations(run).items())[:2]:
         if unigram:
-            side = "below" if value <= unigram else "above"
-            shown.append((percent(abs(1 - value / unigram)), f"{side} unigram, {title(objective)}"))
+            shown.append((percent(abs(1 - value / unigram)), f"{_side(value, unigram)} unigram, {title(objective)}"))
     if parameters := count_parameters(run.record):
         shown.append((short(parameters), "parameters"))
     if "tokens_per_second" in run.series:
@@ -115,6 +110,10 @@ def overview(runs: Sequence[Run]) -> dict[str, list[str]]:
     longest = max(found, key=len)
     names = dict.fromkeys([*longest, *(name for one in found for name in one)])
     return {name: [one.get(name, "") for one in found] for name in names}
+
+
+def _side(value: float, unigram: float) -> str:
+    return "below" if value <= unigram else "above"
 
 
 def _loss(value: float) -> str:

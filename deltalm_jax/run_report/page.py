@@ -48,8 +48,8 @@ def as_html(runs: Sequence[Run], written: str) -> str:
         f"{_legend(runs) if charts else ''}{body}"
         f'<section id="about"><h2>{"The runs" if len(runs) > 1 else "The run"}</h2>{_overview(runs, heads)}</section>\n'
         f"{settings}</main>\n"
-        "<footer>Made by <code>python -m deltalm_jax.report</code>. Drag over a chart to look closer; a double click goes back."
-        "</footer>\n"
+        "<footer>Made by <code>python -m deltalm_jax.report</code>. Drag over a chart to look closer; a double click goes "
+        "back.</footer>\n"
         f"<script>{_inside_script(get_plotlyjs())}</script>\n"
         f'<script type="application/json" id="charts">{_figures(charts)}</script>\n'
         f"<script>{_SCRIPT.read_text(encoding='utf-8')}</script>\n",

@@ -1,4 +1,4 @@
-"""What a run left in its folder, read as far as it can be read; what cannot is said in notes, and never passed over in silence."""
+"""What a run left in its folder, read as far as it can be; what cannot be read is noted, never passed over in silence."""
 
 from __future__ import annotations
 
@@ -114,11 +114,9 @@ def read_run(folder: Path, name: str) -> Run:
             checkpoints, record = _checkpoints(folder / "checkpoints", notes)
     except OSError as error:
         raise ReportError(f"{shown} cannot be read: {error.strerror or error}") from error
-    values, origins = (config.get(key) if isinstance(config.get(key), dict) else {} for key in ("values", "origins"))
+    values, origins = _object_at(config, "values"), _object_at(config, "origins")
     tasks = {task: about for task, about in data.items() if isinstance(about, dict)}
-    return Run(
-        name, shown, series, texts, values or {}, origins or {}, tasks, rewinds, checkpoints, restarts, record, notes
-    )
+    return Run(name, shown, series, texts, values, origins, tasks, rewinds, checkpoints, restarts, record, notes)
 
 
 def _metrics(path: Path, notes: list[str]) -> tuple[dict[str, Series], dict[str, str]]:
@@ -144,7 +142,7 @@ def _metrics(path: Path, notes: list[str]) -> tuple[dict[str, Series], dict[str,
                 strange.add(key)
     if backwards:
         notes.append(
-            f"{METRICS}: at {backwards:,} lines the step does not grow; all are shown, and the last in the file counts as last"
+            f"{METRICS}: at {backwards:,} lines the step does not grow; all are shown, and the file's last counts as last"
         )
     if strange:
         notes.append(
@@ -206,12 +204,17 @@ def _json_object(path: Path, notes: list[str]) -> dict[str, Any]:
     return found
 
 
+def _object_at(found: dict[str, Any], key: str) -> dict[str, Any]:
+    value = found.get(key)
+    return value if isinstance(value, dict) else {}
+
+
 def _rewinds(path: Path, notes: list[str]) -> list[dict[str, Any]]:
     return list(_json_lines(path, "step", notes)) if path.exists() else []
 
 
 def _restarts(folder: Path, rewinds: list[dict[str, Any]]) -> list[int]:
-    """Steps at which the run was started again: TensorBoard gets a file at each start, named by the step; a rewind is none."""
+    """Steps from which the run was started again: TensorBoard gets a file at each start, named by it. A rewind is none."""
     if not folder.is_dir():
         return []
     endings = (path.name.rpartition(".from-")[2] for path in folder.iterdir() if ".from-" in path.name)

@@ -58,7 +58,7 @@ class Sections:
             # Last: all that no other section has taken.
             Section("more", "More", self._plain(lambda key: key not in self._used and not _is_elsewhere(key))),
         ]
-        return [section for section in made if section.charts or section.lead and section.anchor == "speed"]
+        return [section for section in made if section.charts or (section.lead and section.anchor == "speed")]
 
     def _having(self, key: str) -> list[tuple[int, Run, Series]]:
         self._used.add(key)
@@ -194,8 +194,8 @@ class Sections:
 
 
 _TEXT = (
-    "Validation on targets that are text, and a predictor that knows only how often each piece occurs: what a model must beat "
-    "before it has learned anything."
+    "Validation on targets that are text, and a predictor that knows only how often each piece occurs: what a model must "
+    "beat before it has learned anything."
 )
 
 

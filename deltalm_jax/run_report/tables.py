@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 
 from deltalm_jax.data.description.wording import percent, title
@@ -53,8 +53,10 @@ def epochs(runs: Sequence[Run], heads: Sequence[str]) -> str:
     tasks = dict.fromkeys(task for run in runs for task in (*run.data, *_seen(run)) if _is_whole(task, run))
     if not tasks:
         return ""
-    planned = {(number, task): _planned(run, task) for number, run in enumerate(runs) for task in tasks}
-    seen = {(number, task): _seen(run).get(_task(task), math.nan) for number, run in enumerate(runs) for task in tasks}
+    seen_by_run = [_seen(run) for run in runs]
+    numbers = range(len(runs))
+    planned = {(number, task): _planned(runs[number], task) for number in numbers for task in tasks}
+    seen = {(number, task): seen_by_run[number].get(_task(task), math.nan) for number in numbers for task in tasks}
     finite = [value for value in (*planned.values(), *seen.values()) if math.isfinite(value)]
     most = max(finite, default=0.0) or 1.0
     columns = "".join(
@@ -62,14 +64,12 @@ def epochs(runs: Sequence[Run], heads: Sequence[str]) -> str:
         "<th>rate</th><th>epochs so far</th><th>in the whole run</th>"
         for head in heads
     )  # fmt: skip
+
+    def order(task: str) -> tuple[str, float]:
+        return _objective(runs, task), -_most(known[number, task] for known in (seen, planned) for number in numbers)
+
     rows = []
-    for task in sorted(
-        tasks,
-        key=lambda name: (
-            _objective(runs, name),
-            -max(_finite(planned[n, name], seen[n, name]) for n in range(len(runs))),
-        ),
-    ):
+    for task in sorted(tasks, key=order):
         cells = "".join(
             f"<td>{_rate(run, task)}</td>{_bar(seen[number, task], most)}{_bar(planned[number, task], most)}"
             for number, run in enumerate(runs)
@@ -79,8 +79,8 @@ def epochs(runs: Sequence[Run], heads: Sequence[str]) -> str:
             f"{cells}</tr>"
         )
     return (
-        '<div class="panel" id="epochs"><h3>Epochs</h3><p class="note">How often each chunk of a task has been seen at the last '
-        "validation, and will have been at the end; rate: its share of its objective's examples.</p>"
+        '<div class="panel" id="epochs"><h3>Epochs</h3><p class="note">How often each chunk of a task has been seen at the '
+        "last validation, and will have been at the end; rate: its share of its objective's examples.</p>"
         f'<div class="scroll tall" tabindex="0"><table><thead><tr><th>task</th><th style="text-align:left">objective</th>'
         f"{columns}</tr></thead><tbody>{''.join(rows)}</tbody></table></div></div>"
     )
@@ -91,7 +91,7 @@ def _seen(run: Run) -> dict[str, float]:
 
 
 def _is_whole(task: str, run: Run) -> bool:
-    """Whether a name is to have a row of its own: data.json may call a task "objective/task" that metrics.jsonl calls "task"."""
+    """Whether a name gets a row: data.json may say "objective/task" where metrics.jsonl says "task"."""
     return task in run.data or not any(_task(name) == task for name in run.data)
 
 
@@ -113,7 +113,7 @@ def _rate(run: Run, task: str) -> str:
     return percent(float(found)) if isinstance(found, int | float) else ""
 
 
-def _finite(*values: float) -> float:
+def _most(values: Iterable[float]) -> float:
     return max((value for value in values if math.isfinite(value)), default=0.0)
 
 

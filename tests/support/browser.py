@@ -45,12 +45,16 @@ class Browser:
         self.requests.clear()
         phone = width < 600
         self._call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=2 if phone else 1, mobile=phone
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=900,
+            deviceScaleFactor=2 if phone else 1,
+            mobile=phone,
         )
         self._call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
         self._call("Page.navigate", url=page.absolute().as_uri())
         end = time.monotonic() + self._seconds
-        while not self.evaluate("document.documentElement.hasAttribute('data-drawn')"):
+        while not self.evaluate("document.documentElement?.hasAttribute('data-drawn') ?? false"):
             if self.complaints or time.monotonic() > end:
                 raise AssertionError(f"the charts were not drawn: {self.complaints}")
             time.sleep(0.05)
@@ -114,7 +118,9 @@ def browser(program: str, profile: Path) -> Iterator[Browser]:
     # A shell gives the pipes the two numbers that the browser looks at; through /bin/sh they need no function after the fork.
     script = f'exec "$@" 3<&{command_read} 4>&{answer_write} 2>/dev/null'
     process = subprocess.Popen(
-        ["/bin/bash", "-c", script, "bash", program, *flags], pass_fds=(command_read, answer_write), stdout=subprocess.DEVNULL
+        ["/bin/bash", "-c", script, "bash", program, *flags],
+        pass_fds=(command_read, answer_write),
+        stdout=subprocess.DEVNULL,
     )
     os.close(command_read)
     os.close(answer_write)
