@@ -16,6 +16,8 @@ from deltalm_jax.run_report.thinning import Curve, thin
 
 # Seven digits are what a float32 has.
 _DIGITS = 7
+# Most by least: from here on a linear axis would show only the most.
+_FAR_APART = 20
 _HEIGHT, _ROW_HEIGHT = 300, 19
 # After as many runs as there are colours, these tell the next round of runs from the first.
 COLOURS = 6
@@ -47,29 +49,33 @@ class Drawing:
     Args:
       title: the chart's.
       unit: of the vertical axis.
-      logarithmic: whether that axis is, where all values are above 0.
+      logarithmic: whether that axis is, where values lie far apart and above 0.
       share: whether values are shares of 1, shown in percent.
     """
 
     def __init__(self, title: str, unit: str, *, logarithmic: bool = False, share: bool = False):
         self._title, self._figure = title, go.Figure()
         self._format = ".2%" if share else ",.5~g"
-        self._lowest, self._thinned, self._not_finite = math.inf, 0, 0
+        self._lowest, self._highest = math.inf, -math.inf
+        self._thinned, self._not_finite = 0, 0
         self._logarithmic = logarithmic
+        self._curves: list[tuple[str, Series]] = []
         self._figure.update_layout(template="none", **_layout(unit, tick=".3~p" if share else ""))
 
     def curve(self, run: int, name: str, series: Series) -> Curve:
         """A measure of every step: a line, and where it had to be thinned, a band from the least to the most."""
         curve = thin(series)
         self._note(curve)
+        self._curves.append((name, series))
         steps = curve.steps_P.tolist()
         if curve.lines > 1:
             meta = {"run": run, "part": "band"}
-            # A band has an end where there is no value, as a line has: else plotly would fill across the gap.
+            # Where a stretch has no value the line has a gap; a band with one would be filled wrongly.
+            known_P = np.isfinite(curve.lows_P)
             for values_P, fill in ((curve.lows_P, None), (curve.highs_P, "tonexty")):
                 self._figure.add_scatter(
-                    x=steps,
-                    y=_numbers(values_P),
+                    x=curve.steps_P[known_P].tolist(),
+                    y=_numbers(values_P[known_P]),
                     mode="lines",
                     line={"width": 0},
                     fill=fill,
@@ -131,9 +137,13 @@ class Drawing:
 
     def chart(self, note: str = "") -> Chart:
         """The chart, with notes on what was done to draw it."""
-        if self._logarithmic and 0 < self._lowest < math.inf:
-            self._figure.update_yaxes(type="log")
+        if self._logarithmic and self._lowest > 0 and self._highest > _FAR_APART * self._lowest:
+            self._figure.update_yaxes(type="log", dtick=1 if self._highest > 100 * self._lowest else "D2")
             note = f"{note} Logarithmic scale.".strip()
+        for at, (name, series) in enumerate(self._curves):
+            # Of equal curves only the one that is drawn last is seen.
+            if same := [other for other, before in self._curves[:at] if _equal(series, before)]:
+                note += f" {name} is the same as {same[0]}."
         if self._thinned > 1:
             note += (
                 f" A point stands for up to {self._thinned:,} steps: their mean, in a band from the least to the most."
@@ -147,6 +157,7 @@ class Drawing:
         self._not_finite += len(curve.not_finite)
         if np.isfinite(curve.lows_P).any():
             self._lowest = min(self._lowest, float(np.nanmin(curve.lows_P)))
+            self._highest = max(self._highest, float(np.nanmax(curve.highs_P)))
 
 
 def dots(
@@ -191,6 +202,10 @@ def _layout(unit: str, tick: str = "", height: int = _HEIGHT) -> dict[str, Any]:
         "xaxis": {"title": {"text": "step"}, "tickformat": "~s", "hoverformat": ",d", "nticks": 7, **axis},
         "yaxis": {"title": {"text": unit}, "tickformat": tick, **axis},
     }
+
+
+def _equal(one: Series, other: Series) -> bool:
+    return np.array_equal(one.steps_N, other.steps_N) and np.array_equal(one.values_N, other.values_N, equal_nan=True)
 
 
 def _dash(run: int) -> str:

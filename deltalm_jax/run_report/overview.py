@@ -14,6 +14,9 @@ from deltalm_jax.run_report.events import Kind, events_of
 from deltalm_jax.run_report.reading import Run
 from deltalm_jax.run_report.sections import median
 
+# How the names of those facts begin that stand above all where runs are compared.
+FIRST = ("steps", "last loss", "best validation", "parameters", "tokens a second", "started from")
+
 
 def facts(run: Run) -> dict[str, str]:
     """What there is to say of a run, by its name; what is not known is left out. Text, not HTML."""
@@ -92,8 +95,8 @@ def cards(run: Run) -> str:
     found = facts(run)
     shown: list[tuple[str, str]] = [(found[key], key) for key in ("steps", "last loss") if key in found]
     for objective, (_, value, unigram) in list(best_validations(run).items())[:2]:
-        if unigram:
-            shown.append((percent(abs(1 - value / unigram)), f"{_side(value, unigram)} unigram, {title(objective)}"))
+        beside = f"; {percent(abs(1 - value / unigram))} {_side(value, unigram)} unigram" if unigram else ""
+        shown.append((_loss(value), f"best validation on text, {title(objective)}{beside}"))
     if parameters := count_parameters(run.record):
         shown.append((short(parameters), "parameters"))
     if "tokens_per_second" in run.series:

@@ -14,7 +14,7 @@ from deltalm_jax.evaluation.page import html_table
 from deltalm_jax.run_report import tables
 from deltalm_jax.run_report.charts import COLOURS, Chart
 from deltalm_jax.run_report.events import MOST_MARKS, Kind, events_of
-from deltalm_jax.run_report.overview import cards, overview
+from deltalm_jax.run_report.overview import FIRST, cards, overview
 from deltalm_jax.run_report.reading import Run
 from deltalm_jax.run_report.sections import Section, Sections
 
@@ -29,6 +29,9 @@ def as_html(runs: Sequence[Run], written: str) -> str:
       written: when, for people.
     """
     heads = [_head(number, run) for number, run in enumerate(runs)]
+    facts = overview(runs)
+    first = {name: values for name, values in facts.items() if name.startswith(FIRST)}
+    rest = {name: values for name, values in facts.items() if len(runs) == 1 or name not in first}
     sections = Sections(runs).all()
     epochs = tables.epochs(runs, heads)
     if epochs and not any(section.anchor == "data" for section in sections):
@@ -43,10 +46,10 @@ def as_html(runs: Sequence[Run], written: str) -> str:
         name,
         f'<header class="top"><h1>{name}</h1><p class="soft">Written {escape(written)}</p>'
         f"{cards(runs[0]) if len(runs) == 1 else ''}{_notes(runs)}</header>\n"
-        f"<main>\n<nav><span>{links}</span></nav>\n"
+        f"<main>\n{_overview(runs, first) if len(runs) > 1 else ''}<nav><span>{links}</span></nav>\n"
         f'<noscript><p class="warning">The charts are drawn by JavaScript, which is switched off here.</p></noscript>\n'
         f"{_legend(runs) if charts else ''}{body}"
-        f'<section id="about"><h2>{"The runs" if len(runs) > 1 else "The run"}</h2>{_overview(runs, heads)}</section>\n'
+        f'<section id="about"><h2>{"The runs" if len(runs) > 1 else "The run"}</h2>{_overview(runs, rest)}</section>\n'
         f"{settings}</main>\n"
         "<footer>Made by <code>python -m deltalm_jax.report</code>. Drag over a chart to look closer; a double click goes "
         "back.</footer>\n"
@@ -116,15 +119,17 @@ def _notes(runs: Sequence[Run]) -> str:
     return f'<ul class="warning">{"".join(f"<li>{escape(note)}</li>" for note in notes)}</ul>'
 
 
-def _overview(runs: Sequence[Run], heads: Sequence[str]) -> str:
-    rows = ((escape(name), *map(escape, values)) for name, values in overview(runs).items())
-    return html_table(("", *heads), rows)
+def _overview(runs: Sequence[Run], facts: dict[str, list[str]]) -> str:
+    rows = [(escape(name), *map(escape, values)) for name, values in facts.items()]
+    if len(runs) > 1:
+        rows.insert(0, ("", *(f'<i class="run r{number % COLOURS}"></i>' for number in range(len(runs)))))
+    return f'<div class="values">{html_table(("", *(run.name for run in runs)), rows)}</div>'
 
 
 def _configuration(runs: Sequence[Run], heads: Sequence[str]) -> str:
     several = len(runs) > 1
-    parts = [tables.differing(runs, heads)] if several else []
+    parts = [tables.differing(runs)] if several else []
     for head, run in zip(heads, runs, strict=True):
         inside = tables.configuration(run)
         parts.append(f"<details><summary>{head}: all values</summary>{inside}</details>" if several else inside)
-    return f'<section id="configuration"><h2>Configuration</h2>{"".join(parts)}</section>\n'
+    return f'<section id="configuration" class="values"><h2>Configuration</h2>{"".join(parts)}</section>\n'

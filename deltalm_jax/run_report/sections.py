@@ -112,7 +112,8 @@ class Sections:
             if parts[0] == "eval" and len(parts) == 5 and parts[4] == "text_loss":
                 kinds.setdefault((parts[1], parts[2]), {})[parts[3]] = key
         charts = []
-        for (objective, kind), groups in kinds.items():
+        # Those over time first: they are of one height.
+        for (objective, kind), groups in sorted(kinds.items(), key=lambda item: len(item[1]) > _FEW_GROUPS):
             name = f"{title(objective).capitalize()}, by {kind.replace('_', ' ')}"
             if len(groups) <= _FEW_GROUPS:
                 drawing = Drawing(name, "nats per piece of text")
@@ -152,22 +153,24 @@ class Sections:
         return charts
 
     def _speed(self) -> tuple[list[Chart], str]:
-        charts = self._every_step(
-            "tokens_per_second", Drawing("Tokens a second", ""), "Inputs and targets, without padding."
+        charts = []
+        for key, drawing, note in (
+            ("tokens_per_second", Drawing("Tokens a second", "", logarithmic=True), "Inputs and targets, no padding."),
+            ("target_tokens_per_second", Drawing("Target tokens a second", "", logarithmic=True), "No padding."),
+            ("mfu", Drawing("MFU", "", share=True), "Model FLOPs utilisation of the devices' peak."),
+            ("step_seconds", Drawing("Seconds a step", "", logarithmic=True), ""),
+            ("data_wait_fraction", Drawing("Waiting for data", "", share=True), "Share of the step."),
+        ):
+            charts += self._every_step(key, drawing, note)
+        reasons: dict[str, list[str]] = {}
+        for run in self._runs:
+            if "mfu" not in run.series and "mfu_reason" in run.texts:
+                reasons.setdefault(run.texts["mfu_reason"], []).append(run.name)
+        words = "; ".join(
+            reason if len(names) == len(self._runs) else f"{', '.join(names)}: {reason}"
+            for reason, names in reasons.items()
         )
-        charts += self._every_step(
-            "mfu", Drawing("MFU", "", share=True), "Model FLOPs utilisation of the devices' peak."
-        )
-        charts += self._every_step("step_seconds", Drawing("Seconds a step", "", logarithmic=True))
-        charts += self._every_step(
-            "data_wait_fraction", Drawing("Waiting for data", "", share=True), "Share of the step."
-        )
-        reasons = [
-            f"{run.name}: {run.texts['mfu_reason']}"
-            for run in self._runs
-            if "mfu" not in run.series and "mfu_reason" in run.texts
-        ]
-        return charts, f"MFU is not known. {'; '.join(reasons)}." if reasons else ""
+        return charts, f"MFU is not known: {words}." if words else ""
 
     def _data(self) -> list[Chart]:
         return self._every_step(
@@ -184,7 +187,7 @@ class Sections:
         """A chart for each key that is wanted, under its own name."""
         charts = []
         for key in filter(wanted, self._keys):
-            drawing = Drawing(key, "")
+            drawing = Drawing(key, "", logarithmic=True)
             for number, run, series in self._having(key):
                 # What is measured at some steps has a point for each.
                 sparse = len(series.steps_N) < 0.5 * len(run.series["loss"].steps_N) if "loss" in run.series else False

@@ -21,13 +21,13 @@ def differences(runs: Sequence[Run]) -> dict[str, list[str]]:
     return {name: values for name, values in shown.items() if len(set(values)) > 1}
 
 
-def differing(runs: Sequence[Run], heads: Sequence[str]) -> str:
-    """The table of `differences`; `heads` are the runs' names as HTML."""
+def differing(runs: Sequence[Run]) -> str:
+    """The table of `differences`."""
     found = differences(runs)
     if not found:
         return '<p class="lead">All values of the configurations are the same.</p>'
     rows = ((escape(name), *(f"<code>{escape(value)}</code>" for value in values)) for name, values in found.items())
-    return html_table(("value that differs", *heads), rows).replace("<th>", '<th scope="col">')
+    return html_table(("what differs", *(run.name for run in runs)), rows)
 
 
 def configuration(run: Run) -> str:

@@ -1,4 +1,4 @@
-"""A headless Chromium by its debugging protocol, over two pipes: what a page says to the console, loads, and comes to look like."""
+"""A headless Chromium, spoken to over two pipes: what a page says to the console, what it loads, and how it looks."""
 
 from __future__ import annotations
 
