@@ -50,7 +50,10 @@ def events_of(run: Run) -> list[Event]:
         Event(Kind.CHECKPOINT, point.step, f"{run.name}: checkpoint {point.step:,} {point.written}".rstrip())
         for point in run.checkpoints
     ]
-    found += [Event(Kind.RESTART, step, f"{run.name}: started again from step {step:,}") for step in run.restarts]
+    found += [
+        Event(Kind.RESTART, start.step, f"{run.name}: started again from step {start.step:,}, {start.when}")
+        for start in run.starts[1:]
+    ]
     if skipped := run.series.get("skipped"):
         grew_N = np.diff(skipped.values_N, prepend=0.0)
         for at in np.flatnonzero(grew_N > 0).tolist():

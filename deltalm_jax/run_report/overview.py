@@ -53,6 +53,8 @@ def facts(run: Run) -> dict[str, str]:
     ):  # fmt: skip
         if count := sum(event.kind is kind for event in events):
             found[what] = f"{count:,}"
+    if run.starts:
+        found["first started"] = run.starts[0].when
     written = [point.written for point in run.checkpoints if point.written]
     if run.checkpoints:
         steps = ", ".join(f"{point.step:,}" for point in run.checkpoints[-5:])

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import array
 import dataclasses
+import datetime
 import json
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from deltalm_jax.training.storage import check_readable
 
 _NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 _LINES_NAMED = 5
+_EVENTS = re.compile(r"tfevents\.([0-9]{1,11})\..*\.from-([0-9]{1,18})$")
 
 
 class ReportError(UserError):
@@ -52,6 +55,14 @@ class Checkpoint:
 
 
 @dataclasses.dataclass(frozen=True)
+class Start:
+    """A start of the run: the step that it started from, and when (UTC)."""
+
+    step: int
+    when: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Run:
     """One run.
 
@@ -64,7 +75,7 @@ class Run:
       data: data.json: task → {"objective", "rate", "epochs"}.
       rewinds: lines of rewinds.jsonl.
       checkpoints: those that are there, by step.
-      restarts: steps from which the run was started again, as its TensorBoard files say.
+      starts: the first and all later ones, by time, as its TensorBoard files say; empty if it has none.
       record: of the newest checkpoint that has a readable one; else empty.
       notes: what is missing or damaged, a sentence each.
     """
@@ -78,7 +89,7 @@ class Run:
     data: dict[str, dict[str, Any]]
     rewinds: list[dict[str, Any]]
     checkpoints: list[Checkpoint]
-    restarts: list[int]
+    starts: list[Start]
     record: dict[str, Any]
     notes: list[str]
 
@@ -110,13 +121,13 @@ def read_run(folder: Path, name: str) -> Run:
             config = _json_object(folder / "config.json", notes)
             data = _json_object(folder / "data.json", notes)
             rewinds = _rewinds(folder / "rewinds.jsonl", notes)
-            restarts = _restarts(folder / "tensorboard", rewinds)
+            starts = _starts(folder / "tensorboard", rewinds)
             checkpoints, record = _checkpoints(folder / "checkpoints", notes)
     except OSError as error:
         raise ReportError(f"{shown} cannot be read: {error.strerror or error}") from error
     values, origins = _object_at(config, "values"), _object_at(config, "origins")
     tasks = {task: about for task, about in data.items() if isinstance(about, dict)}
-    return Run(name, shown, series, texts, values, origins, tasks, rewinds, checkpoints, restarts, record, notes)
+    return Run(name, shown, series, texts, values, origins, tasks, rewinds, checkpoints, starts, record, notes)
 
 
 def _metrics(path: Path, notes: list[str]) -> tuple[dict[str, Series], dict[str, str]]:
@@ -213,16 +224,19 @@ def _rewinds(path: Path, notes: list[str]) -> list[dict[str, Any]]:
     return list(_json_lines(path, "step", notes)) if path.exists() else []
 
 
-def _restarts(folder: Path, rewinds: list[dict[str, Any]]) -> list[int]:
-    """Steps from which the run was started again: TensorBoard gets a file at each start, named by it. A rewind is none."""
+def _starts(folder: Path, rewinds: list[dict[str, Any]]) -> list[Start]:
+    """TensorBoard gets a file at each start, named by its time and its step. A rewind has one too, and is none."""
     if not folder.is_dir():
         return []
-    endings = (path.name.rpartition(".from-")[2] for path in folder.iterdir() if ".from-" in path.name)
-    steps = sorted(int(ending) for ending in endings if ending.isdecimal())
+    names = sorted((int(found[1]), int(found[2])) for path in folder.iterdir() if (found := _EVENTS.search(path.name)))
+    steps = [step for _, step in names]
     for rewind in rewinds:
         if rewind.get("back_to") in steps:
-            steps.remove(rewind["back_to"])
-    return [step for step in steps if step]
+            at = len(steps) - 1 - steps[::-1].index(rewind["back_to"])
+            del steps[at], names[at]
+    return [
+        Start(step, f"{datetime.datetime.fromtimestamp(when, datetime.UTC):%Y-%m-%d %H:%M} UTC") for when, step in names
+    ]
 
 
 def _checkpoints(folder: Path, notes: list[str]) -> tuple[list[Checkpoint], dict[str, Any]]:
