@@ -18,6 +18,8 @@ from deltalm_jax.run_report.thinning import Curve, thin
 _DIGITS = 7
 # Most by least: from here on a linear axis would show only the most.
 _FAR_APART = 20
+# Of an axis and of a value, in d3's language: shares of 1 in percent; learning rates without µ.
+_FORMS = {"number": ("", ",.5~g"), "share": (".3~p", ".2%"), "small": (".3~g", ".4~g")}
 _HEIGHT, _ROW_HEIGHT = 300, 19
 # After as many runs as there are colours, these tell the next round of runs from the first.
 COLOURS = 6
@@ -35,12 +37,14 @@ class Chart:
       note: what there is to know, a sentence or more; may be empty.
       figure: what plotly draws.
       height: in pixels.
+      thinned: lines of a run that a point stands for, at most.
     """
 
     title: str
     note: str
     figure: go.Figure
     height: int = _HEIGHT
+    thinned: int = 1
 
 
 class Drawing:
@@ -50,17 +54,17 @@ class Drawing:
       title: the chart's.
       unit: of the vertical axis.
       logarithmic: whether that axis is, where values lie far apart and above 0.
-      share: whether values are shares of 1, shown in percent.
+      form: how its numbers are written, a key of `_FORMS`.
     """
 
-    def __init__(self, title: str, unit: str, *, logarithmic: bool = False, share: bool = False):
+    def __init__(self, title: str, unit: str, *, logarithmic: bool = False, form: str = "number"):
         self._title, self._figure = title, go.Figure()
-        self._format = ".2%" if share else ",.5~g"
+        tick, self._format = _FORMS[form]
         self._lowest, self._highest = math.inf, -math.inf
-        self._thinned, self._not_finite = 0, 0
+        self._thinned, self._not_finite, self._end = 1, 0, 0
         self._logarithmic = logarithmic
         self._curves: list[tuple[str, Series]] = []
-        self._figure.update_layout(template="none", **_layout(unit, tick=".3~p" if share else ""))
+        self._figure.update_layout(template="none", **_layout(unit, tick))
 
     def curve(self, run: int, name: str, series: Series) -> Curve:
         """A measure of every step: a line, and where it had to be thinned, a band from the least to the most."""
@@ -77,7 +81,7 @@ class Drawing:
                     x=curve.steps_P[known_P].tolist(),
                     y=_numbers(values_P[known_P]),
                     mode="lines",
-                    line={"width": 0},
+                    line={"width": 0.8},
                     fill=fill,
                     hoverinfo="skip",
                     meta=meta,
@@ -144,17 +148,18 @@ class Drawing:
             # Of equal curves only the one that is drawn last is seen.
             if same := [other for other, before in self._curves[:at] if _equal(series, before)]:
                 note += f" {name} is the same as {same[0]}."
-        if self._thinned > 1:
-            note += (
-                f" A point stands for up to {self._thinned:,} steps: their mean, in a band from the least to the most."
-            )
         if self._not_finite:
-            note += f" {self._not_finite:,} values are not finite and leave gaps."
-        return Chart(self._title, note.strip(), self._figure)
+            note += f" Gaps: {self._not_finite:,} value{' is' if self._not_finite == 1 else 's are'} not finite."
+        if self._end:
+            self._figure.update_xaxes(range=[0, 1.02 * self._end])
+        if self._lowest >= 0:
+            self._figure.update_yaxes(rangemode="nonnegative")
+        return Chart(self._title, note.strip(), self._figure, thinned=self._thinned)
 
     def _note(self, curve: Curve) -> None:
         self._thinned = max(self._thinned, curve.lines)
         self._not_finite += len(curve.not_finite)
+        self._end = max(self._end, int(curve.steps_P.max()))
         if np.isfinite(curve.lows_P).any():
             self._lowest = min(self._lowest, float(np.nanmin(curve.lows_P)))
             self._highest = max(self._highest, float(np.nanmax(curve.highs_P)))

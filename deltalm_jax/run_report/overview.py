@@ -113,7 +113,10 @@ def overview(runs: Sequence[Run]) -> dict[str, list[str]]:
     """The facts of all runs: name of the fact → text for each run, "" where it is not known."""
     found = [facts(run) for run in runs]
     longest = max(found, key=len)
-    names = dict.fromkeys([*longest, *(name for one in found for name in one)])
+    names = list(dict.fromkeys([*longest, *(name for one in found for name in one)]))
+    # What is said of each objective stands together: "best validation, …".
+    families = list(dict.fromkeys(name.partition(",")[0] for name in names))
+    names.sort(key=lambda name: families.index(name.partition(",")[0]))
     return {name: [one.get(name, "") for one in found] for name in names}
 
 

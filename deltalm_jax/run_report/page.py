@@ -48,7 +48,7 @@ def as_html(runs: Sequence[Run], written: str) -> str:
         f"{cards(runs[0]) if len(runs) == 1 else ''}{_notes(runs)}</header>\n"
         f"<main>\n{_overview(runs, first) if len(runs) > 1 else ''}<nav><span>{links}</span></nav>\n"
         f'<noscript><p class="warning">The charts are drawn by JavaScript, which is switched off here.</p></noscript>\n'
-        f"{_legend(runs) if charts else ''}{body}"
+        f"{_legend(runs) if charts else ''}{_thinned(charts)}{body}"
         f'<section id="about"><h2>{"The runs" if len(runs) > 1 else "The run"}</h2>{_overview(runs, rest)}</section>\n'
         f"{settings}</main>\n"
         "<footer>Made by <code>python -m deltalm_jax.report</code>. Drag over a chart to look closer; a double click goes "
@@ -103,12 +103,18 @@ def _legend(runs: Sequence[Run]) -> str:
     return f'<div class="key">{shown}{lines}{signs}</div>\n'
 
 
+def _thinned(charts: Sequence[Chart]) -> str:
+    most = max((chart.thinned for chart in charts), default=1)
+    if most == 1:
+        return ""
+    return (
+        f'<p class="note" style="margin-top:10px">In the charts a point stands for up to {most:,} lines of a run: their '
+        "mean, in a band that goes from the least to the most of them.</p>\n"
+    )
+
+
 def _notes(runs: Sequence[Run]) -> str:
-    notes = [
-        f"{run.name}: {note}" if len(runs) > 1 else f"{note[:1].upper()}{note[1:]}"
-        for run in runs
-        for note in run.notes
-    ]
+    notes = [f"{run.name}: {note}" if len(runs) > 1 else note for run in runs for note in run.notes]
     for run in runs:
         events = events_of(run)
         for kind in Kind:

@@ -117,7 +117,7 @@ def read_run(folder: Path, name: str) -> Run:
                 raise ReportError(f"{shown} is no run: it has neither {METRICS} nor config.json")
             series, texts = _metrics(folder / METRICS, notes) if has_metrics else ({}, {})
             if not series:
-                notes.append(f"{METRICS} holds no numbers" if has_metrics else f"there is no {METRICS} yet")
+                notes.append(f"{METRICS} holds no numbers" if has_metrics else f"There is no {METRICS} yet")
             config = _json_object(folder / "config.json", notes)
             data = _json_object(folder / "data.json", notes)
             rewinds = _rewinds(folder / "rewinds.jsonl", notes)
@@ -153,7 +153,7 @@ def _metrics(path: Path, notes: list[str]) -> tuple[dict[str, Series], dict[str,
                 strange.add(key)
     if backwards:
         notes.append(
-            f"{METRICS}: at {backwards:,} lines the step does not grow; all are shown, and the file's last counts as last"
+            f"{METRICS}: the step does not grow at {_lines(backwards)}; all are shown, and the file's last counts as last"
         )
     if strange:
         notes.append(
@@ -197,12 +197,16 @@ def _json_lines(path: Path, key: str, notes: list[str]) -> Iterator[dict[str, An
         )
     if damaged:
         shown = ", ".join(f"{n:,}" for n in damaged[:_LINES_NAMED]) + (" …" if len(damaged) > _LINES_NAMED else "")
-        notes.append(f"{path.name}: {len(damaged):,} damaged lines are left out: {shown}")
+        notes.append(f"{path.name}: {_lines(len(damaged), 'damaged ')} left out: {shown}")
+
+
+def _lines(count: int, kind: str = "") -> str:
+    return f"{count:,} {kind}line{'s' if count > 1 else ''}"
 
 
 def _json_object(path: Path, notes: list[str]) -> dict[str, Any]:
     if not path.exists():
-        notes.append(f"there is no {path.name}")
+        notes.append(f"There is no {path.name}")
         return {}
     try:
         found = json.loads(path.read_bytes())
@@ -249,7 +253,7 @@ def _checkpoints(folder: Path, notes: list[str]) -> tuple[list[Checkpoint], dict
             try:
                 record = read_record(records.folder(step))
             except CheckpointError as error:
-                notes.append(f"checkpoint {step}: {error}")
+                notes.append(f"Checkpoint {step}: {error}")
                 found.append(Checkpoint(step, ""))
             else:
                 newest = record

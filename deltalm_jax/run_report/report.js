@@ -4,6 +4,8 @@
   const figures = JSON.parse(document.getElementById("charts").textContent);
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const COLOURS = 6;
+  // How opaque lines are: a band's edges keep a leap of one step visible.
+  const SHARES = { curve: 0.85, band: 0.45 };
   const hidden = new Set();
   const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const clear = (hex, share) => {
@@ -16,7 +18,7 @@
     const colour = css(`--run-${run % COLOURS}`);
     const copy = { ...trace, visible: !hidden.has(run) };
     if (part === "band") copy.fillcolor = clear(colour, 0.25);
-    if (trace.line) copy.line = { ...trace.line, color: part === "points" ? colour : clear(colour, part === "curve" ? 0.85 : 1) };
+    if (trace.line) copy.line = { ...trace.line, color: clear(colour, SHARES[part] ?? 1) };
     if (trace.marker) {
       const face = part === "mark" ? css("--ink") : colour;
       copy.marker = { ...trace.marker, color: face, line: { ...trace.marker.line, color: part === "mark" ? colour : css("--card") } };

@@ -144,7 +144,7 @@ class Sections:
         return dots(name, "The last validation.", "nats per piece of text", rows, shown)
 
     def _course(self) -> list[Chart]:
-        charts = self._every_step("learning_rate", Drawing("Learning rate", ""))
+        charts = self._every_step("learning_rate", Drawing("Learning rate", "", form="small"))
         if runs := self._having("grad_norm"):
             drawing = Drawing("Norm of the gradient", "", logarithmic=True)
             for number, run, series in runs:
@@ -157,9 +157,9 @@ class Sections:
         for key, drawing, note in (
             ("tokens_per_second", Drawing("Tokens a second", "", logarithmic=True), "Inputs and targets, no padding."),
             ("target_tokens_per_second", Drawing("Target tokens a second", "", logarithmic=True), "No padding."),
-            ("mfu", Drawing("MFU", "", share=True), "Model FLOPs utilisation of the devices' peak."),
+            ("mfu", Drawing("MFU", "", form="share"), "Model FLOPs utilisation of the devices' peak."),
             ("step_seconds", Drawing("Seconds a step", "", logarithmic=True), ""),
-            ("data_wait_fraction", Drawing("Waiting for data", "", share=True), "Share of the step."),
+            ("data_wait_fraction", Drawing("Waiting for data", "", form="share"), "Share of the step."),
         ):
             charts += self._every_step(key, drawing, note)
         reasons: dict[str, list[str]] = {}
@@ -174,7 +174,7 @@ class Sections:
 
     def _data(self) -> list[Chart]:
         return self._every_step(
-            "padding_share", Drawing("Padding", "", share=True), "Share of the positions of a batch."
+            "padding_share", Drawing("Padding", "", form="share"), "Share of the positions of a batch."
         )
 
     def _every_step(self, key: str, drawing: Drawing, note: str = "") -> list[Chart]:

@@ -8,7 +8,8 @@ import numpy as np
 
 from deltalm_jax.run_report.reading import Series
 
-MAX_POINTS = 1000
+# About as many as a chart is wide in pixels: a stretch that leapt is then no thinner than a line.
+MAX_POINTS = 500
 
 
 @dataclasses.dataclass(frozen=True)

@@ -125,11 +125,11 @@ def test_a_long_run_is_thinned_and_its_spike_is_there(tmp_path: Path) -> None:
     figure = page.charts["Loss", "All objectives together"]
     _, high = traces(figure, "band")
     assert max(high["y"]) == 77.0
-    assert abs(high["x"][high["y"].index(77.0)] - 3211) < 5
+    assert abs(high["x"][high["y"].index(77.0)] - 3211) < 10
     (curve,) = traces(figure, "curve")
-    assert len(curve["x"]) == 1000
-    assert curve["y"][0] == pytest.approx(sum(one["loss"] for one in written[:5]) / 5, rel=1e-6)
-    assert "A point stands for up to 5 steps" in page.words
+    assert len(curve["x"]) == 500
+    assert curve["y"][0] == pytest.approx(sum(one["loss"] for one in written[:10]) / 10, rel=1e-6)
+    assert "a point stands for up to 10 lines" in page.words
     assert ["last loss", "4.0010"] in table_rows(text)
 
 
@@ -159,7 +159,7 @@ def test_marks_lie_on_the_curve(tmp_path: Path) -> None:
         assert heights == [pytest.approx(loss[at], rel=1e-6)]
         assert words in texts[0]
     assert not found
-    assert "1 values are not finite and leave gaps" in page.words
+    assert "1 value is not finite" in page.words
 
 
 def test_several_runs(tmp_path: Path) -> None:
@@ -207,12 +207,12 @@ def test_notes_stand_in_the_page_and_on_the_terminal(tmp_path: Path, capsys: pyt
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 21, "lo')
     _, page = page_of(tmp_path, folder)
-    assert "The last line is half written" in page.words.replace("Metrics.jsonl: the", "The")
+    assert "metrics.jsonl: the last line is half written" in page.words
     assert "half written" in capsys.readouterr().err
     empty = make_run(tmp_path / "empty", [])
     _, page = page_of(tmp_path, empty)
     assert not page.charts
-    assert "Metrics.jsonl holds no numbers" in page.words
+    assert "metrics.jsonl holds no numbers" in page.words
     assert "TrainConfig.steps" in page.words
 
 

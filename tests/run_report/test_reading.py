@@ -46,7 +46,7 @@ def test_damaged_lines_are_named(tmp_path: Path) -> None:
     run = read_run(folder, "run")
     assert run.series["loss"].steps_N.tolist() == [1, 3, 5, 7, 8]
     (note,) = run.notes
-    assert note == "metrics.jsonl: 3 damaged lines are left out: 2, 4, 6"
+    assert note == "metrics.jsonl: 3 damaged lines left out: 2, 4, 6"
 
 
 def test_what_is_strange_is_noted_and_the_rest_is_shown(tmp_path: Path) -> None:
@@ -59,11 +59,11 @@ def test_what_is_strange_is_noted_and_the_rest_is_shown(tmp_path: Path) -> None:
     assert run.series["loss"].steps_N.tolist() == [1, 3, 2]
     told = "\n".join(run.notes)
     for words in (
-        "1 lines the step does not grow",
+        "the step does not grow at 1 line;",
         "odd",
         "config.json is damaged",
         "data.json is no JSON object",
-        "checkpoint 2",
+        "Checkpoint 2",
     ):
         assert words in told
     assert [point.step for point in run.checkpoints] == [2]
@@ -74,7 +74,7 @@ def test_without_numbers(tmp_path: Path) -> None:
     assert read_run(folder, "run").notes == ["metrics.jsonl holds no numbers"]
     (folder / "metrics.jsonl").unlink()
     run = read_run(folder, "run")
-    assert run.notes == ["there is no metrics.jsonl yet"]
+    assert run.notes == ["There is no metrics.jsonl yet"]
     assert run.values["TrainConfig.steps"] == 1000
 
 
