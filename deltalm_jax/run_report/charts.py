@@ -72,20 +72,7 @@ class Drawing:
         self._note(curve)
         self._curves.append((name, series))
         steps = curve.steps_P.tolist()
-        if curve.lines > 1:
-            meta = {"run": run, "part": "band"}
-            # Where a stretch has no value the line has a gap; a band with one would be filled wrongly.
-            known_P = np.isfinite(curve.lows_P)
-            for values_P, fill in ((curve.lows_P, None), (curve.highs_P, "tonexty")):
-                self._figure.add_scatter(
-                    x=curve.steps_P[known_P].tolist(),
-                    y=_numbers(values_P[known_P]),
-                    mode="lines",
-                    line={"width": 0.8},
-                    fill=fill,
-                    hoverinfo="skip",
-                    meta=meta,
-                )
+        self._band(run, curve)
         spread = ", %{customdata[0]:.4~g} to %{customdata[1]:.4~g}" if curve.lines > 1 else ""
         self._figure.add_scatter(
             x=steps,
@@ -98,10 +85,11 @@ class Drawing:
         )
         return curve
 
-    def points(self, run: int, name: str, series: Series, style: int = 0, part: str = "points") -> None:
+    def points(self, run: int, name: str, series: Series, style: int = 0) -> None:
         """A measure of some steps: a line with a point for each; `style` tells lines of one run apart."""
         curve = thin(series)
         self._note(curve)
+        self._band(run, curve)
         self._figure.add_scatter(
             x=curve.steps_P.tolist(),
             y=_numbers(curve.means_P),
@@ -109,7 +97,7 @@ class Drawing:
             line={"width": 2, "dash": _DASHES[style % len(_DASHES)] if style else _dash(run)},
             marker={"size": 7, "symbol": _SYMBOLS[style % len(_SYMBOLS)], "line": {"width": 1.5}},
             hovertemplate=f"{_plain(name)} %{{y:{self._format}}}<extra></extra>",
-            meta={"run": run, "part": part},
+            meta={"run": run, "part": "points"},
         )
 
     def level(self, run: int, name: str, series: Series) -> None:
@@ -149,12 +137,29 @@ class Drawing:
             if same := [other for other, before in self._curves[:at] if _equal(series, before)]:
                 note += f" {name} is the same as {same[0]}."
         if self._not_finite:
-            note += f" Gaps: {self._not_finite:,} value{' is' if self._not_finite == 1 else 's are'} not finite."
+            note += f" Not drawn: {self._not_finite:,} value{'s' if self._not_finite > 1 else ''} not finite."
         if self._end:
             self._figure.update_xaxes(range=[0, 1.02 * self._end])
         if self._lowest >= 0:
             self._figure.update_yaxes(rangemode="nonnegative")
         return Chart(self._title, note.strip(), self._figure, thinned=self._thinned)
+
+    def _band(self, run: int, curve: Curve) -> None:
+        """From the least to the most of each stretch, if there are stretches."""
+        if curve.lines == 1:
+            return
+        # Where a stretch has no value the line has a gap; a band with one would be filled wrongly.
+        known_P = np.isfinite(curve.lows_P)
+        for values_P, fill in ((curve.lows_P, None), (curve.highs_P, "tonexty")):
+            self._figure.add_scatter(
+                x=curve.steps_P[known_P].tolist(),
+                y=_numbers(values_P[known_P]),
+                mode="lines",
+                line={"width": 0.8},
+                fill=fill,
+                hoverinfo="skip",
+                meta={"run": run, "part": "band"},
+            )
 
     def _note(self, curve: Curve) -> None:
         self._thinned = max(self._thinned, curve.lines)

@@ -133,6 +133,14 @@ def test_a_long_run_is_thinned_and_its_spike_is_there(tmp_path: Path) -> None:
     assert ["last loss", "4.0010"] in table_rows(text)
 
 
+def test_many_validations_are_thinned_as_well(tmp_path: Path) -> None:
+    written = lines(1200, every=1)
+    written[777]["eval/span_corruption/loss"] = 88.0
+    _, page = page_of(tmp_path, make_run(tmp_path / "run", written))
+    highs = [max(trace["y"]) for trace in traces(page.charts[LOSSES], "band")]
+    assert 88.0 in highs
+
+
 def test_marks_lie_on_the_curve(tmp_path: Path) -> None:
     written = lines(40)
     for one in written[24:]:
@@ -159,7 +167,7 @@ def test_marks_lie_on_the_curve(tmp_path: Path) -> None:
         assert heights == [pytest.approx(loss[at], rel=1e-6)]
         assert words in texts[0]
     assert not found
-    assert "1 value is not finite" in page.words
+    assert "Not drawn: 1 value not finite." in page.words
 
 
 def test_several_runs(tmp_path: Path) -> None:
