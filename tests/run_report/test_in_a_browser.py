@@ -1,20 +1,16 @@
-"""The page in a browser, on a desk and on a phone, by day and by night; and its colours, by their contrast."""
+"""The page in a browser, on a desk and on a phone, by day and by night."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-import deltalm_jax.data.description.page
 from deltalm_jax import report
-from deltalm_jax.run_report.charts import COLOURS
 from tests.support.browser import Browser, browser, find_chromium
+from tests.support.colours import brightness, contrast
 from tests.support.run_folders import add_checkpoint, line, make_run, validation
-
-STYLE = Path(deltalm_jax.data.description.page.__file__).with_name("page.css").read_text("utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -80,26 +76,3 @@ def test_a_run_is_hidden_and_colours_follow_the_mode(tab: Browser, page: Path) -
     tab.evaluate("document.querySelector('input[data-run=\"1\"]').click()")
     assert tab.evaluate(count) == before
     assert tab.complaints == []
-
-
-def brightness(colour: str) -> float:
-    """WCAG's relative luminance of "#rrggbb" or "rgb(…)"."""
-    if colour.startswith("#"):
-        parts = [int(colour[at : at + 2], 16) for at in (1, 3, 5)]
-    else:
-        parts = [int(part) for part in re.findall(r"[0-9]+", colour)[:3]]
-    linear = [p / 255 / 12.92 if p <= 10 else ((p / 255 + 0.055) / 1.055) ** 2.4 for p in parts]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-
-def contrast(one: float, other: float) -> float:
-    return (max(one, other) + 0.05) / (min(one, other) + 0.05)
-
-
-@pytest.mark.parametrize("mode", [0, 1], ids=["light", "dark"])
-def test_the_colours_of_runs_stand_out(mode: int) -> None:
-    def value(name: str) -> float:
-        return brightness(re.findall(rf"--{name}: (#[0-9a-f]{{6}})", STYLE)[mode])
-
-    for number in range(COLOURS):
-        assert contrast(value(f"run-{number}"), value("card")) >= 3, number
