@@ -207,8 +207,6 @@ def _layout(unit: str, tick: str = "", height: int = _HEIGHT) -> dict[str, Any]:
         "showlegend": False,
         "hovermode": "x unified",
         "dragmode": "zoom",
-        "paper_bgcolor": "rgba(0,0,0,0)",
-        "plot_bgcolor": "rgba(0,0,0,0)",
         "xaxis": {"title": {"text": "step"}, "tickformat": "~s", "hoverformat": ",d", "nticks": 7, **axis},
         "yaxis": {"title": {"text": unit}, "tickformat": tick, **axis},
     }

@@ -46,10 +46,7 @@ class Event:
 
 def events_of(run: Run) -> list[Event]:
     """A run's events, kind by kind, all of them."""
-    found = [
-        Event(Kind.CHECKPOINT, point.step, f"{run.name}: checkpoint {point.step:,} {point.written}".rstrip())
-        for point in run.checkpoints
-    ]
+    found = [Event(Kind.CHECKPOINT, point.step, f"{run.name}: checkpoint {point.step:,}") for point in run.checkpoints]
     found += [
         Event(Kind.RESTART, start.step, f"{run.name}: started again from step {start.step:,}, {start.when}")
         for start in run.starts[1:]
