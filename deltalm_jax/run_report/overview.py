@@ -30,7 +30,7 @@ def facts(run: Run) -> dict[str, str]:
         beside = f", {percent(abs(1 - value / unigram))} {_side(value, unigram)} unigram" if unigram else ""
         found[f"best validation, {title(objective)}"] = f"{_loss(value)} on text at step {step:,}{beside}"
     if isinstance(best := about.get("best"), dict):
-        found["best checkpoint"] = f"step {best.get('step')}, {best.get('by')} {best.get('value')}"
+        found["best checkpoint"] = f"step {best['step']:,}, {best['by']} {best['value']:.4g}"
     if parameters := count_parameters(run.record):
         found["parameters"] = f"{parameters:,}"
     if "tokens_per_second" in run.series:

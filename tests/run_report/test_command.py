@@ -231,7 +231,7 @@ def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatc
         ([tmp_path], "is no run"),
         ([run, run], "is given twice"),
         ([run, f"--output={tmp_path / 'no' / 'folder.html'}"], "folder.html cannot be written: No such file"),
-        (["gs://bucket"], "a run is kept in a folder or in a bucket"),
+        (["nowhere://bucket/run"], "nowhere://bucket/run: cannot be reached from here"),
     ):
         assert report.main(list(map(str, arguments))) == 2
         (message,) = capsys.readouterr().err.splitlines()

@@ -6,6 +6,7 @@ import base64
 import contextlib
 import json
 import os
+import select
 import shutil
 import subprocess
 import time
@@ -71,6 +72,11 @@ class Browser:
         clip = {"x": 0, "y": top, "width": width, "height": height, "scale": scale}
         return base64.b64decode(self._call("Page.captureScreenshot", clip=clip, captureBeyondViewport=True)["data"])
 
+    def close(self) -> None:
+        """Closes the pipes."""
+        self._source.close()
+        self._target.close()
+
     def _call(self, method: str, **parameters: Any) -> dict[str, Any]:
         self._next += 1
         message: dict[str, Any] = {"id": self._next, "method": method, "params": parameters}
@@ -87,6 +93,7 @@ class Browser:
 
     def _read(self) -> dict[str, Any]:
         while b"\0" not in self._buffer:
+            assert select.select([self._source], [], [], self._seconds)[0], "the browser does not answer"
             data = os.read(self._source.fileno(), 1 << 16)
             assert data, "the browser has ended"
             self._buffer += data
@@ -115,7 +122,7 @@ def browser(program: str, profile: Path) -> Iterator[Browser]:
         "--disable-background-networking", "--disable-component-update", f"--user-data-dir={profile}",
         "--remote-debugging-pipe", "about:blank",
     ]  # fmt: skip
-    # A shell gives the pipes the two numbers that the browser looks at; through /bin/sh they need no function after the fork.
+    # A shell gives the pipes the two numbers that the browser looks at.
     script = f'exec "$@" 3<&{command_read} 4>&{answer_write} 2>/dev/null'
     process = subprocess.Popen(
         ["/bin/bash", "-c", script, "bash", program, *flags],
@@ -125,7 +132,8 @@ def browser(program: str, profile: Path) -> Iterator[Browser]:
     os.close(command_read)
     os.close(answer_write)
     try:
-        yield Browser(answer_read, command_write)
+        with contextlib.closing(Browser(answer_read, command_write)) as tab:
+            yield tab
     finally:
         process.terminate()
         process.wait(timeout=30)
