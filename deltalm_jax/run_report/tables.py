@@ -75,14 +75,14 @@ def epochs(runs: Sequence[Run], heads: Sequence[str]) -> str:
             for number, run in enumerate(runs)
         )
         rows.append(
-            f'<tr><th scope="row">{escape(_task(task))}</th><td class="text">{escape(title(_objective(runs, task)))}</td>'
-            f"{cells}</tr>"
+            f'<tr><th scope="row">{escape(_task(task))}</th>{cells}'
+            f'<td class="text">{escape(title(_objective(runs, task)))}</td></tr>'
         )
     return (
         '<div class="panel" id="epochs"><h3>Epochs</h3><p class="note">How often each chunk of a task has been seen at the '
         "last validation, and will have been at the end; rate: its share of its objective's examples.</p>"
-        f'<div class="scroll tall" tabindex="0"><table><thead><tr><th>task</th><th style="text-align:left">objective</th>'
-        f"{columns}</tr></thead><tbody>{''.join(rows)}</tbody></table></div></div>"
+        f'<div class="scroll tall" tabindex="0"><table><thead><tr><th>task</th>{columns}<th style="text-align:left">objective</th>'
+        f"</tr></thead><tbody>{''.join(rows)}</tbody></table></div></div>"
     )
 
 

@@ -1,8 +1,7 @@
-"""A headless Chromium, spoken to over two pipes: what a page says to the console, what it loads, and how it looks."""
+"""A headless Chromium, spoken to over two pipes: what a page says to the console, what it loads, and what has become of it."""
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import json
 import os
@@ -65,12 +64,6 @@ class Browser:
         answer = self._call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
-
-    def screenshot(self, top: int = 0, height: int = 900, scale: float = 1.0) -> bytes:
-        """A PNG of the whole width."""
-        width = self.evaluate("document.documentElement.clientWidth")
-        clip = {"x": 0, "y": top, "width": width, "height": height, "scale": scale}
-        return base64.b64decode(self._call("Page.captureScreenshot", clip=clip, captureBeyondViewport=True)["data"])
 
     def close(self) -> None:
         """Closes the pipes."""
