@@ -81,8 +81,8 @@ def epochs(runs: Sequence[Run], heads: Sequence[str]) -> str:
     return (
         '<div class="panel" id="epochs"><h3>Epochs</h3><p class="note">How often each chunk of a task has been seen at the '
         "last validation, and will have been at the end; rate: its share of its objective's examples.</p>"
-        f'<div class="scroll tall" tabindex="0"><table><thead><tr><th>task</th>{columns}<th style="text-align:left">objective</th>'
-        f"</tr></thead><tbody>{''.join(rows)}</tbody></table></div></div>"
+        f'<div class="scroll tall" tabindex="0"><table><thead><tr><th>task</th>{columns}'
+        f'<th style="text-align:left">objective</th></tr></thead><tbody>{"".join(rows)}</tbody></table></div></div>'
     )
 
 

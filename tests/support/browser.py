@@ -1,4 +1,4 @@
-"""A headless Chromium, spoken to over two pipes: what a page says to the console, what it loads, and what has become of it."""
+"""A headless Chromium, spoken to over two pipes: what a page says to the console, what it loads, what becomes of it."""
 
 from __future__ import annotations
 
