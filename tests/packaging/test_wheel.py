@@ -76,6 +76,7 @@ def test_its_extras(installed: Path) -> None:
         "gcs",
         "gpu",
         "lint",
+        "report",
         "test",
         "torch",
         "tpu",
