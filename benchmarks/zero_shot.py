@@ -1,11 +1,11 @@
-"""A translation direction that a model has never seen: what does --allowed_script do for the script of its outputs?
+"""A direction that fine-tuning has never shown: what does --allowed_script do for the language of the outputs?
 
     python -m benchmarks.zero_shot --corpora=DIR [--source=de --targets=ru,hi] [--output=runs/zero_shot] [--json]
 
-Pretrains a tiny DeltaLM (pretrain_tiny.gin, a vocabulary of its own) on the corpora's text in English, --source and
---targets; fine-tunes it on pairs from --source to English, and on nothing else; and asks it to translate English into each
-target, with and without the mask. Counted are outputs most of whose letters are of the target's script. What was done before
-is not done again. DIR is as for benchmarks.finetuning; further flags go to `evaluate`. No claim of quality: a tiny model.
+A tiny model (the sizes of pretrain_tiny.gin, a vocabulary of its own) learns to write: it translates between English and
+--source and --targets, both ways. Then it is trained from --source to English only, and asked for the targets again, with
+and without the mask. Counted are outputs most of whose letters are of the target's script. What was done before is not done
+again. DIR is as for benchmarks.finetuning; further flags go to `evaluate`. No claim of quality: a tiny model.
 """
 
 from __future__ import annotations
@@ -15,11 +15,9 @@ import json
 import pathlib
 
 from benchmarks.commands import run_command
-from deltalm_jax.data.readers import read_ccaligned
-from tasks.corpora import find_files
+from benchmarks.finetuning import PREFIX, examples
 
 SCRIPTS = {"ru": "Cyrillic", "uk": "Cyrillic", "bg": "Cyrillic", "hi": "Devanagari", "ar": "Arabic", "el": "Greek"}
-PREFIX = "__{target}__ "
 _PIECES = 8000
 # Of pretrain_tiny.gin, for the file that finetune_examples.gin includes is of base size.
 TINY = (
@@ -29,45 +27,31 @@ TINY = (
 )  # fmt: skip
 
 
-def pretrained(flags: argparse.Namespace) -> pathlib.Path:
-    """A run on the corpora."""
-    vocabulary, run_dir = flags.output / "vocabulary.model", flags.output / "pretrained"
-    languages = ["en", flags.source, *flags.targets]
+def train(
+    flags: argparse.Namespace, name: str, start: str, steps: int, mixture: str, data: pathlib.Path
+) -> pathlib.Path:
+    """A run on translations."""
+    vocabulary, run_dir = flags.output / "vocabulary.model", flags.output / name
     if not vocabulary.exists():
         run_command(
-            "vocabulary", "train", f"--data_dir={flags.corpora}", f"--languages={','.join(languages)}",
+            "vocabulary", "train", f"--data_dir={flags.corpora}", f"--languages={','.join(['en', *flags.languages])}",
             f"--num_pieces={_PIECES}", "--sample_mb=20", f"--output={vocabulary}",
         )  # fmt: skip
-    _train(
-        "pretrain_tiny.gin", run_dir, flags.pretrain_steps, f"DataConfig.data_dir={flags.corpora}",
-        f"DataConfig.languages={languages}", f"DataConfig.vocabulary={vocabulary}",
-        f"DataConfig.prepared_dir={flags.output / 'prepared'}",
-    )  # fmt: skip
-    return run_dir
-
-
-def finetuned(flags: argparse.Namespace, start: pathlib.Path) -> pathlib.Path:
-    """The same, trained on one direction; as in finetune_zero_shot.gin, only layers of the encoder change."""
-    data, run_dir = flags.output / "data", flags.output / "finetuned"
-    (data / "examples" / "validation").mkdir(parents=True, exist_ok=True)
-    pairs = [
-        pair
-        for path in find_files(flags.corpora, "ccaligned", [flags.source])[flags.source].train
-        for pair in read_ccaligned(path)
-    ]
-    held_out = 200
-    for place, rows in (("", pairs[held_out:]), ("validation/", pairs[:held_out])):
-        text = "".join(f"{source}\t{english}\n" for english, source in rows)
-        (data / "examples" / f"{place}{flags.source}-en.tsv").write_text(text, encoding="utf-8")
-    _train(
-        "finetune_examples.gin", run_dir, flags.steps, *TINY, f"DataConfig.data_dir={data}",
-        f"DataConfig.vocabulary={flags.output / 'vocabulary.model'}",
-        f"DataConfig.prepared_dir={flags.output / 'prepared_pairs'}", f"OptimizerConfig.warmup_steps={flags.steps // 10}",
+    bindings = (
+        *TINY, f"DataConfig.data_dir={data}", f"DataConfig.vocabulary={vocabulary}", f"DataConfig.mixture={mixture!r}",
+        f"DataConfig.prepared_dir={flags.output / f'prepared_{mixture}'}", "DataConfig.prepare_limit_mb=1000.0",
         "DataConfig.source_length=128", "DataConfig.target_length=128", f"DataConfig.source_prefix={PREFIX!r}",
-        "DataConfig.objective_batch_sizes={'sequence_to_sequence': 16}", f"TrainConfig.init_from={str(start)!r}",
-        "OptimizerConfig.schedule='linear'", "OptimizerConfig.learning_rate=1e-3",
-        "OptimizerConfig.learning_rate_factors={'^encoder/layers/': 1.0, '': 0.0}",
+        "DataConfig.objective_batch_sizes={'sequence_to_sequence': 16}", f"TrainConfig.init_from={start!r}",
+        f"TrainConfig.steps={steps}", f"TrainConfig.eval_every={max(1, steps // 4)}", "TrainConfig.keep_checkpoints=1",
+        "OptimizerConfig.schedule='linear'", "OptimizerConfig.learning_rate=1e-3", f"OptimizerConfig.decay_steps={steps}",
+        f"OptimizerConfig.warmup_steps={steps // 10}",
     )  # fmt: skip
+    run_command(
+        "train",
+        "--gin_file=finetune_examples.gin",
+        f"--run_dir={run_dir}",
+        *(f"--gin.{binding}" for binding in bindings),
+    )
     return run_dir
 
 
@@ -89,42 +73,38 @@ def shares(flags: argparse.Namespace, run_dir: pathlib.Path, target: str) -> dic
     return found
 
 
-def _train(gin_file: str, run_dir: pathlib.Path, steps: int, *bindings: str) -> None:
-    plan = (
-        f"TrainConfig.steps={steps}", f"OptimizerConfig.decay_steps={steps}", f"TrainConfig.eval_every={max(1, steps // 4)}",
-        "TrainConfig.keep_checkpoints=1", "DataConfig.prepare_limit_mb=1000.0",
-    )  # fmt: skip
-    run_command(
-        "train",
-        f"--gin_file={gin_file}",
-        f"--run_dir={run_dir}",
-        *(f"--gin.{binding}" for binding in (*plan, *bindings)),
-    )
-
-
 def main() -> None:
     """Prints a table in Markdown, or one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpora", type=pathlib.Path, required=True, metavar="DIR")
     parser.add_argument("--source", default="de", metavar="CODE")
     parser.add_argument("--targets", default="ru,hi", metavar="CODES", help=f"of {', '.join(SCRIPTS)}")
-    parser.add_argument("--pretrain_steps", type=int, default=2400, metavar="N")
-    parser.add_argument("--steps", type=int, default=100, metavar="N", help="of fine-tuning")
+    parser.add_argument("--pairs", type=int, default=40_000, metavar="N", help="of each language, at most")
+    parser.add_argument("--first_steps", type=int, default=1500, metavar="N", help="of all directions")
+    parser.add_argument("--steps", type=int, default=100, metavar="N", help="of the one direction")
     parser.add_argument("--dev_lines", type=int, default=100, metavar="N")
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("runs/zero_shot"), metavar="DIR")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     flags, flags.decoding = parser.parse_known_args()
-    flags.targets = flags.targets.split(",")
-    run_dir = finetuned(flags, pretrained(flags))
-    unseen = {target: shares(flags, run_dir, target) for target in flags.targets}
+    targets = flags.targets.split(",")
+    flags.languages = [flags.source, *targets]
+    data = examples(flags)
+    first = train(flags, "all_directions", "random", flags.first_steps, "deltalm_sequence_to_sequence", data)
+    last = train(flags, "one_direction", str(first), flags.steps, f"examples_{flags.source}_en", data)
+    found = {name: {t: shares(flags, run, t) for t in targets} for name, run in (("before", first), ("after", last))}
     if flags.json:
-        print(json.dumps(unseen))
+        print(json.dumps(found))
         return
-    print("| direction never seen | decoded | outputs in the right script, % | chrF++ |\n|---|---|---|---|")
-    for target, ways in unseen.items():
-        for way, told in ways.items():
+    print(
+        f"| outputs in the right script, % / chrF++ | {' | '.join(f'en-{t}, free | with the mask' for t in targets)} |"
+    )
+    print("|---" * (1 + 2 * len(targets)) + "|")
+    for name, unseen in found.items():
+        cells = []
+        for told in (told for ways in unseen.values() for told in ways.values()):
             share = next(score for metric, score in told.items() if metric.startswith("script_"))
-            print(f"| en-{target} | {way} | {share:.1f} | {told['chrf++']:.1f} |")
+            cells.append(f"{share:.0f} / {told['chrf++']:.1f}")
+        print(f"| {name} training from {flags.source} to English only | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":
