@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--source", default="de", metavar="CODE")
     parser.add_argument("--targets", default="ru,hi", metavar="CODES", help=f"of {', '.join(SCRIPTS)}")
     parser.add_argument("--pairs", type=int, default=40_000, metavar="N", help="of each language, at most")
-    parser.add_argument("--first_steps", type=int, default=1500, metavar="N", help="of all directions")
+    parser.add_argument("--first_steps", type=int, default=1200, metavar="N", help="of all directions")
     parser.add_argument("--steps", type=int, default=100, metavar="N", help="of the one direction")
     parser.add_argument("--dev_lines", type=int, default=100, metavar="N")
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("runs/zero_shot"), metavar="DIR")
