@@ -1,4 +1,4 @@
-"""A direction that fine-tuning has never shown: what does --allowed_script do for the language of the outputs?
+"""A direction that the last training does not show: what does --allowed_script do for the language of the outputs?
 
     python -m benchmarks.zero_shot --corpora=DIR [--source=de --targets=ru,hi] [--output=runs/zero_shot] [--json]
 
