@@ -22,15 +22,11 @@ import json
 import pathlib
 from typing import Any
 
-from benchmarks.commands import run_command
+from benchmarks.commands import run_command, train_as
 from deltalm_jax.data.readers import read_ccaligned
 from tasks.corpora import find_files
 
 PREFIX = "__{target}__ "
-SHAPE = (
-    "vocab_size", "hidden_size", "feed_forward_size", "num_heads", "num_encoder_layers", "num_decoder_layers", "max_length",
-    "norm_placement", "embedding_layer_norm",
-)  # fmt: skip
 
 
 def examples(flags: argparse.Namespace) -> pathlib.Path:
@@ -62,13 +58,13 @@ def starts(flags: argparse.Namespace) -> dict[str, str]:
         vocabulary = [f"--vocabulary={flags.vocabulary}"] if flags.vocabulary else []
         run_command("convert", "--from=xlm_roberta", f"--input={flags.encoder}", f"--output={warm}", *vocabulary)
     sizes = dict.fromkeys(("span_corruption", "translation_span_corruption"), flags.batch_size)
-    _train(
-        flags, "pretrain_small.gin", warm, pretrained, flags.pretrain_steps,
+    bindings = (
         f"DataConfig.data_dir={flags.corpora}", f"DataConfig.languages={['en', *flags.languages]}",
         "DataConfig.chunk_length=128",
         f"DataConfig.objective_batch_sizes={sizes}", f"DataConfig.prepared_dir={flags.output / 'prepared_pretraining'}",
         f"TrainConfig.init_from={str(warm)!r}", f"OptimizerConfig.learning_rate={flags.learning_rate}",
     )  # fmt: skip
+    train_as(warm, "pretrain_small.gin", pretrained, flags.pretrain_steps, bindings, flags.more)
     return {"random": "random", "warm start": str(warm), "pretrained": str(pretrained)}
 
 
@@ -81,14 +77,14 @@ def finetune(
 ) -> pathlib.Path:
     """A run from one start."""
     run_dir = flags.output / f"finetuned_{name.replace(' ', '_')}"
-    _train(
-        flags, "finetune_examples.gin", flags.output / "warm_start", run_dir, steps,
+    bindings = (
         f"DataConfig.data_dir={data}", "DataConfig.source_length=128", "DataConfig.target_length=128",
         f"DataConfig.source_prefix={PREFIX!r}", f"DataConfig.prepared_dir={flags.output / 'prepared_pairs'}",
         f"DataConfig.objective_batch_sizes={{'sequence_to_sequence': {flags.batch_size}}}",
         f"TrainConfig.init_from={start!r}", "OptimizerConfig.schedule='linear'",
         f"OptimizerConfig.learning_rate={flags.learning_rate}",
     )  # fmt: skip
+    train_as(flags.output / "warm_start", "finetune_examples.gin", run_dir, steps, bindings, flags.more)
     return run_dir
 
 
@@ -112,30 +108,6 @@ def scores(flags: argparse.Namespace, run_dir: pathlib.Path, data: pathlib.Path)
             found["directions"][direction] = {metric: score["score"] for metric, score in told.items()}
             found["signatures"] = {metric: score["signature"] for metric, score in told.items()}
     return found
-
-
-def _train(
-    flags: argparse.Namespace, gin_file: str, shape: pathlib.Path, run_dir: pathlib.Path, steps: int, *bindings: str
-) -> None:
-    model = json.loads((shape / "model.json").read_bytes())["model"]
-    fields = [f"ModelConfig.{name}={model[name]!r}" for name in SHAPE]
-    vocabulary = f"DataConfig.vocabulary={shape / 'vocabulary.model'}"
-    every = max(1, steps // 8)
-    plan = [
-        f"TrainConfig.steps={steps}",
-        f"OptimizerConfig.decay_steps={steps}",
-        f"OptimizerConfig.warmup_steps={steps // 10}",
-    ]
-    plan += [
-        f"TrainConfig.eval_every={every}",
-        f"TrainConfig.checkpoint_every={every}",
-        "TrainConfig.keep_checkpoints=1",
-    ]
-    plan += ["DataConfig.prepare_limit_mb=1000.0"]
-    run_command(
-        "train", f"--gin_file={gin_file}", f"--run_dir={run_dir}",
-        *(f"--gin.{binding}" for binding in (*fields, vocabulary, *plan, *bindings)), *flags.more,
-    )  # fmt: skip
 
 
 def main() -> None:

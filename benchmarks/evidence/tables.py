@@ -1,0 +1,55 @@
+"""Results of the study as tables in Markdown: means and spreads over seeds."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+from benchmarks.evidence.variants import COMPARISONS, VARIANTS
+
+
+def last(curve: dict[str, float] | None) -> float | None:
+    """The value at the last step of a curve."""
+    return curve[max(curve, key=int)] if curve else None
+
+
+def mean_score(row: dict[str, Any], metric: str) -> float | None:
+    """Of all directions of a run."""
+    return statistics.fmean(score[metric] for score in row["scores"].values()) if row["scores"] else None
+
+
+# Column → the number of a run, None where it has none.
+COLUMNS: dict[str, Callable[[dict[str, Any]], float | None]] = {
+    "held-out text, span corruption": lambda row: last(row["pretraining"].get("span_corruption")),
+    "held-out pairs, translation span corruption": lambda row: last(
+        row["pretraining"].get("translation_span_corruption")
+    ),
+    "translation after fine-tuning": lambda row: last(row["finetuning"].get("loss")),
+    "chrF++": lambda row: mean_score(row, "chrf++"),
+    "BLEU": lambda row: mean_score(row, "bleu"),
+    "seconds a step": lambda row: row["step_seconds"],
+}
+
+
+def mean_and_spread(values: list[float | None]) -> str:
+    """ "mean ± standard deviation" of the seeds, the mean alone of one, "–" of none."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return "–"
+    digits = 2 if statistics.fmean(known) < 20 else 1
+    spread = f" ± {statistics.stdev(known):.{digits}f}" if len(known) > 1 else ""
+    return f"{statistics.fmean(known):.{digits}f}{spread}"
+
+
+def print_tables(results: dict[str, Any]) -> None:
+    """A table for each question that has at least two of its variants."""
+    for title, names in COMPARISONS.items():
+        there = [name for name in names if name in results["runs"]]
+        if len(there) < 2:
+            continue
+        print(f"\n{title}\n\n| | {' | '.join(COLUMNS)} |\n" + "|---" * (len(COLUMNS) + 1) + "|")
+        for name in there:
+            runs = results["runs"][name].values()
+            cells = [mean_and_spread([column(row) for row in runs]) for column in COLUMNS.values()]
+            print(f"| {VARIANTS[name].title} | {' | '.join(cells)} |")
