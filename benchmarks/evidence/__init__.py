@@ -1,0 +1,1 @@
+"""Evidence on real text: corpora assembled from packages that anybody can fetch."""
