@@ -7,7 +7,8 @@ What is written is what Hugging Face's XLMRobertaModel would have saved, in floa
 sentencepiece.bpe.model. `--layers` keeps the lowest ones alone. Weights of 4 bits are for comparisons, not for quality.
 
 The data file is little endian: sizes, the vocabulary's pieces and scores, a table of tensors, and the tensors, each plain
-float32 or in blocks of 32 weights: a float16 scale and 16 bytes, byte j with weight j in its low half and j + 16 in its high one.
+float32 or in blocks of 32 weights: a float16 scale, and 16 bytes, of which byte j has weight j in its low half and weight
+j + 16 in its high one.
 """
 
 from __future__ import annotations

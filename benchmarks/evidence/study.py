@@ -181,7 +181,9 @@ def main() -> int:
     parser.add_argument("--finetune_steps", type=int, default=60, metavar="N")
     parser.add_argument("--rows", type=int, default=8, metavar="N", help="of a batch, 128 tokens each")
     parser.add_argument("--learning_rate", type=float, default=5e-4, metavar="X")
-    parser.add_argument("--verses", type=int, default=0, metavar="N", help="translated in each direction (default: none)")
+    parser.add_argument(
+        "--verses", type=int, default=0, metavar="N", help="translated in each direction (default: none)"
+    )
     parser.add_argument("--compare", type=pathlib.Path, metavar="FILE", help="results of before")
     flags = parser.parse_args()
     flags.corpora = flags.corpora or flags.output / "corpora"
