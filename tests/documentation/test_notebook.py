@@ -69,7 +69,7 @@ def execute(notebook: Any, folder: Path, sockets: str) -> None:
     manager.kernel_spec.argv[0] = sys.executable
     resources = {"metadata": {"path": str(folder)}}
     client = nbclient.NotebookClient(
-        notebook, km=manager, timeout=300, coalesce_streams=True, record_timing=False, resources=resources
+        notebook, km=manager, timeout=600, coalesce_streams=True, record_timing=False, resources=resources
     )
     client.execute()
 
