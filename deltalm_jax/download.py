@@ -195,7 +195,7 @@ def _verify(flags: argparse.Namespace, console: Console) -> int:
 def _progress(console: Console, count: int) -> Iterator[Callable[[str], Callable[[int, int], None]]]:
     """A bar of bytes for each file on a terminal, a line every few seconds elsewhere."""
     number, last = 0, time.monotonic()
-    if console.is_terminal:
+    if console.is_terminal and console.file.isatty():  # FORCE_COLOR asks for colours, not for a bar
         columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
         with ProgressBar(TextColumn("{task.description}"), *columns, console=console, transient=True) as bar:
             shown = bar.add_task("", total=None)

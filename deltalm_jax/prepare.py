@@ -247,7 +247,7 @@ def _progress(console: Console) -> Iterator[Callable[[Progress], None]]:
     def details(progress: Progress) -> str:
         return f"{progress.shards_written:,} shards written"
 
-    if console.is_terminal:
+    if console.is_terminal and console.file.isatty():  # FORCE_COLOR asks for colours, not for a bar
         columns = (TextColumn("preparing"), BarColumn(), MofNCompleteColumn(), TextColumn("parts; {task.description}"))
         with ProgressBar(*columns, TimeElapsedColumn(), console=console, transient=True) as bar:
             shown = bar.add_task("", total=None)

@@ -5,7 +5,10 @@ from sphinx.application import Sphinx
 
 project = "deltalm_jax"
 html_title = "deltalm_jax"
-extensions = ["myst_parser"]
+# Markdown and notebooks.
+extensions = ["myst_nb"]
+# Notebooks are shown as they are stored; tests/documentation/test_notebook.py runs them.
+nb_execution_mode = "off"
 # Anchors of headings as GitHub has them.
 myst_heading_anchors = 3
 # The first page is index.rst, which includes it.

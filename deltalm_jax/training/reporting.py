@@ -137,7 +137,8 @@ class Display:
         self._steps, self._start, self._log_every = steps, start, log_every
         self._began: tuple[float, int] | None = None  # when the first step was done, and which it was
         self._recent: collections.deque[dict[str, Any]] = collections.deque(maxlen=log_every)
-        self._live = self._console.is_terminal and not quiet
+        # FORCE_COLOR, which notebooks and build servers set, makes rich take a pipe for a terminal.
+        self._live = self._console.is_terminal and self._console.file.isatty() and not quiet
         self._progress = Progress(
             TextColumn("[bold]step"),
             MofNCompleteColumn(),

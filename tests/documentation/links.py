@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,14 @@ def targets(markdown: str) -> Iterator[str]:
     for found in _LINK.finditer(_CODE.sub("", _FENCE.sub("", markdown))):
         if not re.match(r"[a-z][a-z0-9+.-]*:", found[1]):
             yield found[1]
+
+
+def markdown_of(page: Path) -> str:
+    """The text of a page; of a notebook, that of its cells of Markdown."""
+    text = page.read_text(encoding="utf-8")
+    if page.suffix != ".ipynb":
+        return text
+    return "\n\n".join("".join(c["source"]) for c in json.loads(text)["cells"] if c["cell_type"] == "markdown")
 
 
 def anchors(markdown: str) -> set[str]:
@@ -35,7 +44,7 @@ def anchors(markdown: str) -> set[str]:
 def broken(page: Path) -> list[str]:
     """Each link of a page whose file or anchor is not there, with the reason."""
     reasons = []
-    for target in targets(page.read_text()):
+    for target in targets(markdown_of(page)):
         path, _, anchor = target.partition("#")
         file = (page.parent / path) if path else page
         if not file.exists():

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
-from tests.documentation.links import anchors, broken, targets
+from tests.documentation.links import anchors, broken, markdown_of, targets
 from tests.documentation.site import problems
 from tests.support.runs import ROOT
 
-PAGES = sorted((ROOT / "docs").glob("*.md"))
+PAGES = sorted([*(ROOT / "docs").glob("*.md"), *(ROOT / "docs").glob("*.ipynb")])
 
 
 @pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "CHANGELOG.md", *PAGES], ids=lambda page: page.name)
@@ -29,7 +30,7 @@ def test_the_site_has_every_page_once() -> None:
 
 
 def test_a_page_for_the_site_links_to_nothing_outside_of_it() -> None:
-    outside = [f"{page.name}: {target}" for page in PAGES for target in targets(page.read_text()) if ".." in target]
+    outside = [f"{page.name}: {target}" for page in PAGES for target in targets(markdown_of(page)) if ".." in target]
     assert outside == [], "the site holds docs/ only: name the file as code"
 
 
@@ -42,6 +43,13 @@ def test_what_a_link_is(tmp_path: Path) -> None:
     )
     assert anchors(page.read_text()) == {"one-two-three_four-5-"}
     assert [reason.split(": ")[1] for reason in broken(page)] == ["gone.md", "page.md#none", "#twice"]
+    cells = [
+        {"cell_type": "markdown", "source": ["[i](page.md)\n", "[j](gone.md)"]},
+        {"cell_type": "code", "source": "[k](no.md)"},
+    ]
+    notebook = tmp_path / "notebook.ipynb"
+    notebook.write_text(json.dumps({"cells": cells}))
+    assert [reason.split(": ")[1] for reason in broken(notebook)] == ["gone.md"]
 
 
 def test_what_is_wrong_with_a_site(tmp_path: Path) -> None:

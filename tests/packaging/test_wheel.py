@@ -1,4 +1,4 @@
-"""The wheel: what is in it, and that it works from any folder without the checkout."""
+"""The wheel and the source distribution: what is in them, and that the wheel works from any folder without the checkout."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from importlib import metadata
 from pathlib import Path
 
 import pytest
 
+import deltalm_jax
 from deltalm_jax.data.chunks import PreparedData
 from tests.support import runs
 
@@ -22,15 +24,28 @@ def pip(command: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess
     return subprocess.run(offline, cwd=cwd, capture_output=True, text=True, timeout=120, check=False)
 
 
+# What a checkout has, but for the settings of tools (.gitignore and the like).
+FOLDERS = ("benchmarks", "configs", "deltalm_jax", "docs", "launch", "tasks", "tests")
+FILES = (
+    "CHANGELOG.md", "LICENSE", "MANIFEST.in", "Makefile", "README.md", "constraints.txt", "pyproject.toml",
+    "requirements.lock", "setup.cfg",
+)  # fmt: skip
+
+
+def copy_sources(source: Path) -> Path:
+    """Building leaves folders beside the sources."""
+    source.mkdir()
+    for name in FOLDERS:
+        ignored = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
+        shutil.copytree(runs.ROOT / name, source / name, ignore=ignored)
+    for name in FILES:
+        shutil.copy(runs.ROOT / name, source)
+    return source
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from a copy of the sources: building leaves folders beside them."""
-    source = tmp_path_factory.mktemp("build") / "source"
-    source.mkdir()
-    for name in ("deltalm_jax", "tasks", "configs", "tests", "benchmarks"):
-        shutil.copytree(runs.ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(runs.ROOT / name, source)
+    source = copy_sources(tmp_path_factory.mktemp("build") / "source")
     done = pip("wheel", "--no-build-isolation", "--wheel-dir=out", ".", cwd=source)
     assert done.returncode == 0, done.stderr
     (built,) = (source / "out").glob("*.whl")
@@ -68,6 +83,30 @@ def test_what_is_in_it(wheel: Path) -> None:
         assert name in names
 
 
+def test_the_source_distribution_is_the_checkout(tmp_path: Path) -> None:
+    source = copy_sources(tmp_path / "source")
+    there = {str(path.relative_to(source)) for path in source.rglob("*") if path.is_file()}
+    build = "from setuptools import build_meta; build_meta.build_sdist('out')"
+    done = subprocess.run(
+        [sys.executable, "-c", build], cwd=source, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    with tarfile.open(source / "out" / f"deltalm_jax-{deltalm_jax.__version__}.tar.gz") as file:
+        names = {name.partition("/")[2] for name in (member.name for member in file if member.isfile())}
+    made = {name for name in names if name == "PKG-INFO" or name.startswith("deltalm_jax.egg-info/")}
+    assert names - made == there
+
+
+def test_what_it_says_of_itself(installed: Path) -> None:
+    (found,) = metadata.distributions(name="deltalm_jax", path=[str(installed)])
+    assert found.version == deltalm_jax.__version__
+    assert found.metadata["Requires-Python"] == ">=3.11"
+    assert found.metadata["License"] == "Apache-2.0"
+    assert found.metadata["Description-Content-Type"] == "text/markdown"
+    assert found.metadata.get_payload() == (runs.ROOT / "README.md").read_text(encoding="utf-8")
+    assert "DeltaLM" in found.metadata["Summary"]
+
+
 def test_its_extras(installed: Path) -> None:
     (found,) = metadata.distributions(name="deltalm_jax", path=[str(installed)])
     assert set(found.metadata.get_all("Provides-Extra") or []) == {
@@ -76,6 +115,7 @@ def test_its_extras(installed: Path) -> None:
         "gcs",
         "gpu",
         "lint",
+        "notebook",
         "report",
         "test",
         "torch",

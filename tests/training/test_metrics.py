@@ -82,6 +82,17 @@ def test_speed_on_the_screen_is_the_mean_of_the_last_steps(capsys):
     ]
 
 
+def test_forced_colours_do_not_make_a_bar_in_a_file(capsys, monkeypatch):
+    """Notebooks and build servers set FORCE_COLOR; what is redrawn many times a second is of no use there."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    display = Display(1, 0, 1)
+    display.step(
+        {"step": 1, "loss": 1.0, "mfu": None, "tokens_per_second": 1.0, "step_seconds": 1.0, "data_wait_fraction": 0.0}
+    )
+    display.close()
+    assert capsys.readouterr().out == "step      1/1  loss 1.000  1 tokens/s  waiting for data 0%  …\n"
+
+
 def test_resuming_cuts_back_and_drops_half_a_line(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "loss": 3}\n{"step": 2, "loss": 2}\n{"step": 3, "loss": 1}\n{"step": 4, "lo')
