@@ -8,6 +8,8 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
+# What tags a source with the language to translate to.
+PREFIX = "__{target}__ "
 _SHAPE = (
     "vocab_size", "hidden_size", "feed_forward_size", "num_heads", "num_encoder_layers", "num_decoder_layers", "max_length",
     "norm_placement", "embedding_layer_norm", "decoder",

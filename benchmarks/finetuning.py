@@ -22,11 +22,9 @@ import json
 import pathlib
 from typing import Any
 
-from benchmarks.commands import run_command, train_as
+from benchmarks.commands import PREFIX, run_command, train_as
 from deltalm_jax.data.readers import read_ccaligned
 from tasks.corpora import find_files
-
-PREFIX = "__{target}__ "
 
 
 def examples(flags: argparse.Namespace) -> pathlib.Path:

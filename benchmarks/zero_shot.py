@@ -14,8 +14,8 @@ import argparse
 import json
 import pathlib
 
-from benchmarks.commands import run_command
-from benchmarks.finetuning import PREFIX, examples
+from benchmarks.commands import PREFIX, run_command
+from benchmarks.finetuning import examples
 
 SCRIPTS = {"ru": "Cyrillic", "uk": "Cyrillic", "bg": "Cyrillic", "hi": "Devanagari", "ar": "Arabic", "el": "Greek"}
 _PIECES = 8000

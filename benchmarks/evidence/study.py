@@ -20,10 +20,9 @@ import pathlib
 import sys
 from typing import Any
 
-from benchmarks.commands import run_command, train_as
+from benchmarks.commands import PREFIX, run_command, train_as
 from benchmarks.evidence.tables import print_tables
 from benchmarks.evidence.variants import VARIANTS, Variant
-from benchmarks.finetuning import PREFIX
 
 OBJECTIVES = ("span_corruption", "translation_span_corruption")
 
