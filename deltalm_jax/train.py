@@ -122,9 +122,9 @@ def _run(flags: argparse.Namespace, bindings: list[str], stop_request: StopReque
 
     from deltalm_jax.training.gin_files import load
     from deltalm_jax.training.loop import train
-    from deltalm_jax.training.ownership import RunDirectoryInUseError, owned
+    from deltalm_jax.training.ownership import owned
     from deltalm_jax.training.prepared import open_or_prepare
-    from deltalm_jax.training.storage import run_path
+    from deltalm_jax.training.storage import RunDirectoryInUseError, run_path
     from deltalm_jax.training.watch import watching
 
     with contextlib.ExitStack() as stack:

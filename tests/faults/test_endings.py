@@ -13,7 +13,8 @@ from deltalm_jax.training import checkpoint_record
 from deltalm_jax.training.checkpoint import CheckpointError, Checkpoints
 from deltalm_jax.training.checkpoint_record import UnreadableError
 from deltalm_jax.training.exchange import DisagreementError, Exchange
-from deltalm_jax.training.ownership import RunDirectoryError, RunDirectoryInUseError, owned
+from deltalm_jax.training.ownership import owned
+from deltalm_jax.training.storage import RunDirectoryError, RunDirectoryInUseError
 from tests.support.runs import ROOT
 
 ENDING = """
