@@ -24,14 +24,17 @@ class Kind(enum.Enum):
 
     @property
     def words(self) -> str:
+        """Its name, in the singular."""
         return self.value[0]
 
     @property
     def symbol(self) -> str:
+        """Plotly's name of its mark in a chart."""
         return self.value[1]
 
     @property
     def sign(self) -> str:
+        """The character that stands for the mark in text."""
         return self.value[2]
 
 

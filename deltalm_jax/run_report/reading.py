@@ -43,6 +43,7 @@ class Series:
 
     @property
     def last(self) -> float:
+        """The newest value; there is at least one."""
         return float(self.values_N[-1])
 
 
