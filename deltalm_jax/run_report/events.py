@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -69,7 +70,7 @@ def events_of(run: Run) -> list[Event]:
     return found
 
 
-def some_of(events: list[Event]) -> list[Event]:
+def some_of(events: Sequence[Event]) -> list[Event]:
     """At most `MOST_MARKS` of each kind, spread over all of them."""
     chosen = []
     for kind in Kind:
