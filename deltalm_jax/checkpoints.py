@@ -146,8 +146,8 @@ def _verify(run_dir: pathlib.Path, step: int | None) -> int:
 def _diff(run_a: pathlib.Path, step_a: int, run_b: pathlib.Path, step_b: int) -> int:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before jax is imported: an accelerator may be busy with the run
     directories = _directory(run_a), _directory(run_b)
-    from deltalm_jax.training.checkpoint import SavedSteps
     from deltalm_jax.training.checkpoint_diff import compare
+    from deltalm_jax.training.saved_steps import SavedSteps
 
     sides = []
     for directory, step in zip(directories, (step_a, step_b), strict=True):

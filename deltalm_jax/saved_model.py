@@ -24,7 +24,7 @@ from deltalm_jax.model.deltalm import Params, apply_decoder, apply_encoder, logi
 from deltalm_jax.model.encoder_model import masked_states
 from deltalm_jax.model.warm_start import check_encoder
 from deltalm_jax.paths import is_remote
-from deltalm_jax.training.checkpoint import SavedSteps
+from deltalm_jax.training.saved_steps import SavedSteps
 from deltalm_jax.training.storage import check_readable, run_path
 from deltalm_jax.weights.model_folder import DESCRIPTION, ModelFolder, load_vocabulary
 from deltalm_jax.weights.state_dict import abstract_params

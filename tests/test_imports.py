@@ -38,12 +38,9 @@ PARTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "weights": (("deltalm_jax.weights",), ARRAYS),
     # Of evaluation, what a training run needs to judge what it writes.
     "metrics": (("deltalm_jax.evaluation.metrics",), GROUND),
-    # Of training, what is needed to read a run's checkpoints, and to write them.
+    # Of training, what it takes to read a run's checkpoints.
     "checkpoints": (
-        tuple(
-            f"deltalm_jax.training.{name}"
-            for name in ("checkpoint", "checkpoint_record", "faults", "leaves", "storage")
-        ),
+        tuple(f"deltalm_jax.training.{name}" for name in ("checkpoint_record", "leaves", "saved_steps", "storage")),
         ARRAYS,
     ),
     "saved models": (("deltalm_jax.saved_model",), (*ARRAYS, "weights", "checkpoints")),

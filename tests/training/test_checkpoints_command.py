@@ -17,8 +17,9 @@ import pytest
 
 from deltalm_jax.checkpoints import main
 from deltalm_jax.training import checkpoint_diff
-from deltalm_jax.training.checkpoint import CheckpointError, Checkpoints, SavedSteps
+from deltalm_jax.training.checkpoint import CheckpointError, Checkpoints
 from deltalm_jax.training.checkpoint_record import StepRecords
+from deltalm_jax.training.saved_steps import SavedSteps
 from tests.support.runs import ROOT
 
 A, B = np.arange(1, 7, dtype=np.float32).reshape(2, 3), np.ones(5, np.float32)
