@@ -7,13 +7,11 @@ import shlex
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-import tasks
 from deltalm_jax import prepare, train
 from deltalm_jax.data.blocks import Input
 from deltalm_jax.data.chunks import PreparedData
@@ -28,11 +26,7 @@ ROOT = Path(prepare.__file__).parents[1]
 VOCABULARY = corpora.SAMPLE_DIR / "vocabulary.model"
 
 
-@pytest.fixture(autouse=True)
-def sample_registered_again() -> Iterator[None]:
-    """The command registers the tasks of its own folder; other tests expect the sample's."""
-    yield
-    tasks.register()
+pytestmark = pytest.mark.usefixtures("sample_registered_again")
 
 
 @pytest.fixture
