@@ -182,7 +182,8 @@ def _directory(run_dir: pathlib.Path) -> pathlib.Path:
     if directory.is_dir():
         return directory
     if not run_dir.is_dir():
-        raise CheckpointError(f"{printable(run_dir)}: there is no such folder")
+        found = "is a file: name a run's directory" if run_dir.is_file() else "there is no such folder"
+        raise CheckpointError(f"{printable(run_dir)}: {found}")
     hint = f": name the run's directory, {printable(run_dir.parent)}" if run_dir.name == "checkpoints" else ""
     raise CheckpointError(f"{printable(run_dir)} is no run: it has no folder checkpoints{hint}")
 

@@ -120,6 +120,7 @@ def _run(flags: argparse.Namespace, bindings: list[str], stop_request: StopReque
     # Imported late: `--help` should not wait for jax.
     import jax
 
+    from deltalm_jax.parallel.mesh import check_process_flags
     from deltalm_jax.training.gin_files import load
     from deltalm_jax.training.loop import train
     from deltalm_jax.training.ownership import owned
@@ -127,6 +128,7 @@ def _run(flags: argparse.Namespace, bindings: list[str], stop_request: StopReque
     from deltalm_jax.training.storage import RunDirectoryInUseError, run_path
     from deltalm_jax.training.watch import watching
 
+    check_process_flags(flags.coordinator, flags.num_processes, flags.process_id)
     with contextlib.ExitStack() as stack:
         numbered = flags.coordinator != "auto"  # else the process learns its number when it joins
         try:

@@ -167,6 +167,7 @@ def test_a_cut_file_ends_the_command_with_one_line(data_dir: Path) -> None:
         ("--mixture=deltalm_pretran", "unknown mixture or task 'deltalm_pretran'. Did you mean deltalm_pretrain"),
         ("--mixture=cc100_da", "Did you mean cc100_de"),
         ("--languages=de,xx", "no file for 'xx'"),
+        ("--languages=", "--languages is empty: name some, such as de,fr, or leave it out"),
         ("--vocabulary=/nowhere/spm.model", "/nowhere/spm.model"),
         ("--data_dir=/nowhere", "/nowhere"),
         ("--chunk_length=3", "chunk_length of translation_span_corruption must be at least 5, found 3"),

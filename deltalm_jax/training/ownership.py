@@ -49,7 +49,8 @@ def owned(run_dir: pathlib.Path, process_id: int | None) -> Iterator[Callable[[]
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RunDirectoryError(f"--run_dir={run_dir} cannot be made: {error}") from error
+        found = "a file is there" if run_dir.is_file() else str(error)
+        raise RunDirectoryError(f"--run_dir={run_dir} cannot be made: {found}") from error
     taken = False
     path = run_dir / (f".lock-{process_id}" if process_id else ".lock")
     try:

@@ -71,6 +71,9 @@ def test_a_run_directory_that_cannot_be_locked_is_refused(tmp_path, monkeypatch)
     (tmp_path / "folder" / ".lock").mkdir(parents=True)
     with pytest.raises(RunDirectoryError, match="cannot be locked: Is a directory"), owned(tmp_path / "folder", None):
         raise AssertionError("not reached")
+    (tmp_path / "file").touch()
+    with pytest.raises(RunDirectoryError, match="cannot be made: a file is there"), owned(tmp_path / "file", None):
+        raise AssertionError("not reached")
     with owned(tmp_path, None), pytest.raises(RunDirectoryInUseError), owned(tmp_path, None):
         raise AssertionError("not reached")
     with pytest.raises(FileNotFoundError), owned(tmp_path, None):

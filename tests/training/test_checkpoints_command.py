@@ -128,6 +128,7 @@ def test_verify(run_dir, capsys):
     ("arguments", "message"),
     [
         (["list", "{tmp}/absent"], "there is no such folder"),
+        (["list", "{run}/checkpoints/10/record.json"], "record.json: is a file: name a run's directory"),
         (
             ["verify", "{run}/checkpoints"],
             r"is no run: it has no folder checkpoints: name the run's directory, \S+/run",

@@ -463,6 +463,8 @@ def test_a_model_folder_that_was_changed_is_refused(official_state, save, tmp_pa
         deltalm_jax.load_model(folder)
     with pytest.raises(UserError, match="neither a model of .* nor a run"):
         deltalm_jax.load_model(tmp_path)
+    with pytest.raises(UserError, match=r"model\.json: is a file, where a folder is expected .*: name a model of"):
+        deltalm_jax.load_model(folder / "model.json")
 
 
 def test_the_command_prints_what_it_did_and_imports_no_torch(official_state, save, tmp_path):

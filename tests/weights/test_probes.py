@@ -98,7 +98,7 @@ def test_the_command_tells_what_it_found(what, tmp_path, capsys):
     vocabulary = Vocabulary.load(SAMPLE_VOCABULARY, num_sentinels=3)
     config = dataclasses.replace(CONFIG, vocab_size=vocabulary.size, hidden_size=6)
     write_native(tmp_path, config, vocabulary)
-    assert main([what, f"--model={tmp_path}", "--num_texts=4"]) == 0
+    assert main([what, f"--checkpoint={tmp_path}", "--num_texts=4"]) == 0
     out = capsys.readouterr().out
     if what == "sentinels":
         assert out.count("\n") == 1 + 1 + (vocabulary.size - vocabulary.mask_id) + 1
@@ -107,5 +107,5 @@ def test_the_command_tells_what_it_found(what, tmp_path, capsys):
         assert "with the networks exchanged" in out
     empty = tmp_path / "text"
     empty.write_text("short\n")
-    assert main([what, f"--model={tmp_path}", f"--text={empty}"]) == 2
+    assert main([what, f"--model={tmp_path}", f"--text={empty}"]) == 2  # the flag's first name
     assert "text: no text has 18 tokens or more" in capsys.readouterr().err
