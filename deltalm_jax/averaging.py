@@ -10,7 +10,7 @@ import numpy as np
 
 from deltalm_jax.model.deltalm import Params
 from deltalm_jax.saved_model import SavedModel, SavedModelError, open_model
-from deltalm_jax.training.checkpoint import SavedSteps
+from deltalm_jax.training.saved_steps import SavedSteps
 from deltalm_jax.weights.state_dict import abstract_params
 
 

@@ -146,8 +146,8 @@ def _verify(run_dir: pathlib.Path, step: int | None) -> int:
 def _diff(run_a: pathlib.Path, step_a: int, run_b: pathlib.Path, step_b: int) -> int:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before jax is imported: an accelerator may be busy with the run
     directories = _directory(run_a), _directory(run_b)
-    from deltalm_jax.training.checkpoint import SavedSteps
     from deltalm_jax.training.checkpoint_diff import compare
+    from deltalm_jax.training.saved_steps import SavedSteps
 
     sides = []
     for directory, step in zip(directories, (step_a, step_b), strict=True):
@@ -182,7 +182,8 @@ def _directory(run_dir: pathlib.Path) -> pathlib.Path:
     if directory.is_dir():
         return directory
     if not run_dir.is_dir():
-        raise CheckpointError(f"{printable(run_dir)}: there is no such folder")
+        found = "is a file: name a run's directory" if run_dir.is_file() else "there is no such folder"
+        raise CheckpointError(f"{printable(run_dir)}: {found}")
     hint = f": name the run's directory, {printable(run_dir.parent)}" if run_dir.name == "checkpoints" else ""
     raise CheckpointError(f"{printable(run_dir)} is no run: it has no folder checkpoints{hint}")
 

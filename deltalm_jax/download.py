@@ -50,6 +50,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     """Command-line flags; exits with code 2 where they cannot be."""
     parser = argparse.ArgumentParser(
         prog="python -m deltalm_jax.download",
+        usage="%(prog)s --corpus=NAME --languages=CODES --data_dir=DIR [more]",
         description=_DESCRIPTION,
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -62,6 +62,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     """Command-line flags; exits with code 2 where they cannot be."""
     parser = argparse.ArgumentParser(
         prog="python -m deltalm_jax.prepare",
+        usage="%(prog)s --output=DIR [--data_dir=DIR --vocabulary=FILE] [more]\n       %(prog)s --describe=DIR [more]",
         description=_DESCRIPTION,
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -1,4 +1,4 @@
-"""The probing command: `python -m deltalm_jax.probe sentinels --model=models/deltalm_base`."""
+"""The probing command: `python -m deltalm_jax.probe sentinels --checkpoint=models/deltalm_base`."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ by converting the released file again, with the option that is named.
 """
 _EXAMPLES = """
 examples:
-  python -m deltalm_jax.probe sentinels --model=models/deltalm_base
-  python -m deltalm_jax.probe ffn --model=models/deltalm_base --encoder=infoxlm-base
+  python -m deltalm_jax.probe sentinels --checkpoint=models/deltalm_base
+  python -m deltalm_jax.probe ffn --checkpoint=models/deltalm_base --encoder=infoxlm-base
 """
 
 
@@ -39,8 +39,9 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("what", choices=("sentinels", "ffn"), help="what to look at")
     parser.add_argument(
-        "--model", type=pathlib.Path, required=True, metavar="DIR", help="a model of convert --to=native, or a run"
-    )
+        "--checkpoint", "--model", required=True, metavar="PATH",
+        help="a folder of `deltalm_jax.convert --to=native`, a run's directory (also gs://…), or one of its checkpoints",
+    )  # fmt: skip
     parser.add_argument(
         "--text", type=pathlib.Path, metavar="FILE", help="UTF-8, a text a line (default: some of the shipped sample)"
     )
@@ -60,13 +61,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from deltalm_jax.weights.probes import mask_texts
 
     try:
-        model = load_model(flags.model)
-        check_has_decoder(model.config, str(flags.model))
+        model = load_model(flags.checkpoint)
+        check_has_decoder(model.config, flags.checkpoint)
         if model.vocabulary is None:
-            raise SavedModelError(f"{flags.model}: its vocabulary is not known: convert it with --vocabulary=FILE")
+            raise SavedModelError(f"{flags.checkpoint}: its vocabulary is not known: convert it with --vocabulary=FILE")
         if model.vocabulary.sentinel_start >= model.config.vocab_size:
             raise SavedModelError(
-                f"{flags.model}: its {model.config.vocab_size:,} token rows hold no sentinels, as in fine-tuned models: "
+                f"{flags.checkpoint}: its {model.config.vocab_size:,} token rows hold no sentinels, as in fine-tuned models: "
                 "there is nothing to probe with"
             )
         if flags.num_texts < 1:

@@ -24,7 +24,7 @@ from deltalm_jax.model.deltalm import Params, apply_decoder, apply_encoder, logi
 from deltalm_jax.model.encoder_model import masked_states
 from deltalm_jax.model.warm_start import check_encoder
 from deltalm_jax.paths import is_remote
-from deltalm_jax.training.checkpoint import SavedSteps
+from deltalm_jax.training.saved_steps import SavedSteps
 from deltalm_jax.training.storage import check_readable, run_path
 from deltalm_jax.weights.model_folder import DESCRIPTION, ModelFolder, load_vocabulary
 from deltalm_jax.weights.state_dict import abstract_params
@@ -93,10 +93,19 @@ def open_model(path: str | Path) -> SavedModel:
         return _open_step(path.parent, int(path.name))
     if is_run:
         return _open_step(path / "checkpoints", None)
-    found = "this folder" if path.is_dir() else "there is no such folder; a model"
+    if path.is_dir():
+        raise SavedModelError(
+            f"{path}: this folder is neither a model of `python -m deltalm_jax.convert --to=native` ({DESCRIPTION}) nor a "
+            "run (checkpoints/)"
+        )
+    found = (
+        "is a file, where a folder is expected (other formats are read by `python -m deltalm_jax.convert`)"
+        if path.is_file()
+        else "there is no such folder"
+    )
     raise SavedModelError(
-        f"{path}: {found} is neither a model of `python -m deltalm_jax.convert --to=native` ({DESCRIPTION}) nor a run "
-        "(checkpoints/)"
+        f"{path}: {found}: name a model of `python -m deltalm_jax.convert --to=native`, a run, or one of its checkpoints "
+        "(RUN_DIR/checkpoints/STEP)"
     )
 
 

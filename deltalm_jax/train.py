@@ -120,13 +120,15 @@ def _run(flags: argparse.Namespace, bindings: list[str], stop_request: StopReque
     # Imported late: `--help` should not wait for jax.
     import jax
 
+    from deltalm_jax.parallel.mesh import check_process_flags
     from deltalm_jax.training.gin_files import load
     from deltalm_jax.training.loop import train
-    from deltalm_jax.training.ownership import RunDirectoryInUseError, owned
+    from deltalm_jax.training.ownership import owned
     from deltalm_jax.training.prepared import open_or_prepare
-    from deltalm_jax.training.storage import run_path
+    from deltalm_jax.training.storage import RunDirectoryInUseError, run_path
     from deltalm_jax.training.watch import watching
 
+    check_process_flags(flags.coordinator, flags.num_processes, flags.process_id)
     with contextlib.ExitStack() as stack:
         numbered = flags.coordinator != "auto"  # else the process learns its number when it joins
         try:

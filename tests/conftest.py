@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 
 import pytest
 
@@ -22,3 +23,12 @@ def pytest_configure(config: pytest.Config) -> None:
         cache = tempfile.mkdtemp(prefix="deltalm_jax_tests_")
         os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
         config.add_cleanup(lambda: shutil.rmtree(cache, ignore_errors=True))
+
+
+@pytest.fixture
+def sample_registered_again() -> Iterator[None]:
+    """For tests of commands that register the Tasks of a folder of their own: other tests expect the sample's."""
+    yield
+    import tasks  # seqio and TensorFlow: not for every test
+
+    tasks.register()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -12,21 +13,13 @@ import pytest
 from deltalm_jax.conversion import convert
 from deltalm_jax.conversion_request import ConversionError, Request
 from deltalm_jax.data.vocabulary import Vocabulary
-from deltalm_jax.model.config import ModelConfig
 from deltalm_jax.model.deltalm import init_params
 from deltalm_jax.saved_model import SavedModelError, load_model
 from deltalm_jax.training.checkpoint import Checkpoints
+from tests.support.small_models import SMALL
 from tests.support.toy_data import SAMPLE_VOCABULARY
 
-CONFIG = ModelConfig(
-    vocab_size=8104,
-    hidden_size=8,
-    feed_forward_size=8,
-    num_heads=2,
-    num_encoder_layers=1,
-    num_decoder_layers=1,
-    max_length=16,
-)
+CONFIG = dataclasses.replace(SMALL, vocab_size=8104, num_encoder_layers=1, num_decoder_layers=1)
 
 
 @pytest.fixture(scope="module")

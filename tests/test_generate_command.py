@@ -233,7 +233,11 @@ def test_the_pieces_of_a_script(vocabulary, script: str, name: str):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--beam_size=0"], "--num_return must be between 1 and --beam_size=0"),
+        (["--beam_size=0"], "--beam_size must be at least 1, found 0"),
+        (
+            ["--beam_size=2", "--num_return=3", "--output_format=jsonl"],
+            "--num_return must be between 1 and --beam_size=2",
+        ),
         (["--num_return=2"], "--output_format=jsonl"),
         (["--top_k=3"], "--temperature"),
         (["--temperature=-1"], "Sampling.temperature"),
@@ -243,7 +247,7 @@ def test_the_pieces_of_a_script(vocabulary, script: str, name: str):
         (["--max_length=99", "--min_length=30"], "--min_length=30: the model has positions for 15"),
         (["--allowed_script=Klingon"], "'Klingon' is no script"),
         (["--target_prefix=All human beings are born free and equal"], "--target_prefix has"),
-        (["--checkpoint=nowhere"], "neither a model"),
+        (["--checkpoint=nowhere"], "nowhere: there is no such folder: name a model of"),
         (["--input=nowhere"], "--input=nowhere cannot be read"),
         (["--num_processes=2"], "--coordinator"),
     ],

@@ -7,13 +7,11 @@ import shlex
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-import tasks
 from deltalm_jax import prepare, train
 from deltalm_jax.data.blocks import Input
 from deltalm_jax.data.chunks import PreparedData
@@ -28,11 +26,7 @@ ROOT = Path(prepare.__file__).parents[1]
 VOCABULARY = corpora.SAMPLE_DIR / "vocabulary.model"
 
 
-@pytest.fixture(autouse=True)
-def sample_registered_again() -> Iterator[None]:
-    """The command registers the tasks of its own folder; other tests expect the sample's."""
-    yield
-    tasks.register()
+pytestmark = pytest.mark.usefixtures("sample_registered_again")
 
 
 @pytest.fixture
@@ -173,6 +167,7 @@ def test_a_cut_file_ends_the_command_with_one_line(data_dir: Path) -> None:
         ("--mixture=deltalm_pretran", "unknown mixture or task 'deltalm_pretran'. Did you mean deltalm_pretrain"),
         ("--mixture=cc100_da", "Did you mean cc100_de"),
         ("--languages=de,xx", "no file for 'xx'"),
+        ("--languages=", "--languages is empty: name some, such as de,fr, or leave it out"),
         ("--vocabulary=/nowhere/spm.model", "/nowhere/spm.model"),
         ("--data_dir=/nowhere", "/nowhere"),
         ("--chunk_length=3", "chunk_length of translation_span_corruption must be at least 5, found 3"),

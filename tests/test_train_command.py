@@ -61,6 +61,18 @@ class TestMistakes:
         message = fails(capsys, "--gin_file=pretrain_tiny.gin", "--gin.TrainConfig.stepz=3")
         assert "TrainConfig has no field 'stepz'; did you mean 'steps'" in message
 
+    @pytest.mark.parametrize(
+        ("flags", "needed"),
+        [
+            (["--process_id=3"], "need --coordinator=HOST:PORT"),
+            (["--coordinator=localhost:1", "--num_processes=2"], "needs --num_processes and --process_id"),
+        ],
+    )
+    def test_half_an_address_is_noticed_before_data_are_prepared(self, capsys, tmp_path, flags, needed):
+        out = tmp_path / "out"
+        assert needed in fails(capsys, "--gin_file=pretrain_tiny.gin", f"--gin.DataConfig.prepared_dir={out}", *flags)
+        assert not out.exists()
+
     def test_missing_corpus_is_not_set(self, capsys, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         message = fails(capsys, "--gin_file=pretrain_base.gin")

@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-import tasks
 from deltalm_jax.data.fertility import fit
 from deltalm_jax.data.vocabulary import Vocabulary
 from deltalm_jax.vocabulary import main
 from tasks.corpora import SAMPLE_DIR
 
-
-@pytest.fixture(autouse=True)
-def sample_registered_again() -> Iterator[None]:
-    """The command registers the tasks of its own folder; other tests expect the sample's."""
-    yield
-    tasks.register()
+pytestmark = pytest.mark.usefixtures("sample_registered_again")
 
 
 @pytest.fixture

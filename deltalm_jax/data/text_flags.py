@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from deltalm_jax.data.vocabulary import Vocabulary
+from deltalm_jax.errors import UserError
 from deltalm_jax.quiet import quiet_imports
 
 if TYPE_CHECKING:
@@ -35,8 +36,16 @@ def add_text_flags(group: argparse._ArgumentGroup) -> None:
 
 
 def languages_of(flags: argparse.Namespace) -> list[str] | None:
-    """The codes of `--languages`; None: all there are."""
-    return [code.strip() for code in flags.languages.split(",")] if flags.languages else None
+    """The codes of `--languages`; None: all there are.
+
+    Raises:
+      UserError: it is given and empty, as by a shell's variable that is not set: that would be all of them.
+    """
+    if flags.languages is None:
+        return None
+    if not flags.languages.strip():
+        raise UserError("--languages is empty: name some, such as de,fr, or leave it out for all there are")
+    return [code.strip() for code in flags.languages.split(",")]
 
 
 def inputs_of_flags(

@@ -44,6 +44,17 @@ class Limits(NamedTuple):
         max_length: int | Sequence[int] | LengthLimit | None,
         lengths: Sequence[int],
     ) -> Limits:
+        """The limits of sources, from what `generate` is told.
+
+        Args:
+          config: the model's shape, which has positions for so many.
+          options: whether a hypothesis ends with `</s>`, which takes a position.
+          max_length: one for all, one for each, a rule by the source's length, or None for the usual one.
+          lengths: of the sources, in tokens.
+
+        Raises:
+          GenerationError: a limit is below 1 or has no position, or their number is another.
+        """
         positions = config.max_length - options.ends_with_eos
         if max_length is None:
             max_length = min(_DEFAULT_MAX_LENGTH, positions)
@@ -87,6 +98,11 @@ def check_sources(config: ModelConfig, sources: Any) -> list[np.ndarray]:
 
 
 def each(name: str, value: int | Sequence[int], count: int) -> list[int]:
+    """An int argument for each of `count` sources: said once for all of them, or for each.
+
+    Raises:
+      GenerationError: it is no int, or their number is another; `name` says of which argument.
+    """
     values_B = np.asarray(value)
     if not np.issubdtype(values_B.dtype, np.integer) and values_B.size:
         raise GenerationError(f"{name} must be an int, or one for each source; found {value!r}")
@@ -98,6 +114,12 @@ def each(name: str, value: int | Sequence[int], count: int) -> list[int]:
 def check_prefixes(
     config: ModelConfig, prefixes: Sequence[Sequence[int]] | None, limits: Limits, count: int
 ) -> list[Sequence[int]]:
+    """What each hypothesis begins with, as ids: empty for each of `count` sources where nothing is given.
+
+    Raises:
+      GenerationError: their number is another; or one holds an id that the vocabulary lacks, padding or `</s>`, or is longer
+        than its hypothesis may be.
+    """
     if prefixes is None:
         return [()] * count
     if len(prefixes) != count:

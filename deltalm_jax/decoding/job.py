@@ -75,6 +75,8 @@ class Job:
         if not drawing and (self.top_k or self.top_p != 1):
             raise GenerationError("--top_k and --top_p are for drawing at random: say --temperature=1 as well")
         beam_size = self.num_return if drawing else self.beam_size
+        if beam_size < 1 and not drawing:
+            raise GenerationError(f"--beam_size must be at least 1, found {beam_size}")
         if not 1 <= self.num_return <= beam_size:
             raise GenerationError(
                 f"--num_return must be between 1 and --beam_size={beam_size}, found {self.num_return}"

@@ -89,7 +89,7 @@ def from_task(name: str, split: str, registration: Registration) -> EvaluationSe
         raise EvaluationError(
             f"--task={name}: expected a Task with sources and targets, found "
             + ("another kind of Task" if name in seqio.TaskRegistry.names() else "none of that name")
-            + f". There are: {', '.join(sorted(examples)) or 'none'}"
+            + f". There are: {', '.join(sorted(examples)) or 'none in this --data_dir (docs/tasks.md)'}"
         )
     task = seqio.TaskRegistry.get(name)
     assert isinstance(task, TextTask)

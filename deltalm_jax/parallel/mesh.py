@@ -63,6 +63,18 @@ class MeshConfig:
                 )
 
 
+def check_process_flags(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
+    """Whether the flags of several processes go together; arguments as for `initialize_processes`, which asks too.
+
+    Raises:
+      MeshError: only some of the three are given.
+    """
+    if coordinator is None and not (num_processes is None and process_id is None):
+        raise MeshError("--num_processes and --process_id need --coordinator=HOST:PORT of process 0 as well")
+    if coordinator not in (None, "auto") and (num_processes is None or process_id is None):
+        raise MeshError(f"--coordinator={coordinator} needs --num_processes and --process_id as well")
+
+
 def initialize_processes(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
     """Joins this process to the run; must come before anything touches a device.
 
@@ -74,9 +86,8 @@ def initialize_processes(coordinator: str | None, num_processes: int | None, pro
     Raises:
       MeshError: only some of the three are given.
     """
+    check_process_flags(coordinator, num_processes, process_id)
     if coordinator is None:
-        if num_processes is not None or process_id is not None:
-            raise MeshError("--num_processes and --process_id need --coordinator=HOST:PORT of process 0 as well")
         return
     if coordinator == "auto":
         try:
@@ -89,8 +100,6 @@ def initialize_processes(coordinator: str | None, num_processes: int | None, pro
         if jax.process_index() == 0:
             print(exposure_warning(coordinator, None), file=sys.stderr, flush=True)
         return
-    if num_processes is None or process_id is None:
-        raise MeshError(f"--coordinator={coordinator} needs --num_processes and --process_id as well")
     local = is_loopback(coordinator.rpartition(":")[0])
     if local:
         keep_gloo_on_loopback()

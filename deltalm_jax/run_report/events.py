@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -24,14 +25,17 @@ class Kind(enum.Enum):
 
     @property
     def words(self) -> str:
+        """Its name, in the singular."""
         return self.value[0]
 
     @property
     def symbol(self) -> str:
+        """Plotly's name of its mark in a chart."""
         return self.value[1]
 
     @property
     def sign(self) -> str:
+        """The character that stands for the mark in text."""
         return self.value[2]
 
 
@@ -66,7 +70,7 @@ def events_of(run: Run) -> list[Event]:
     return found
 
 
-def some_of(events: list[Event]) -> list[Event]:
+def some_of(events: Sequence[Event]) -> list[Event]:
     """At most `MOST_MARKS` of each kind, spread over all of them."""
     chosen = []
     for kind in Kind:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from deltalm_jax.data.description.wording import percent, short, title
-from deltalm_jax.run_report.events import Kind, events_of
+from deltalm_jax.run_report.events import Event, Kind
 from deltalm_jax.run_report.reading import Run
 from deltalm_jax.run_report.sections import median
 
@@ -18,8 +18,8 @@ from deltalm_jax.run_report.sections import median
 FIRST = ("steps", "last loss", "best validation", "parameters", "tokens a second", "started from")
 
 
-def facts(run: Run) -> dict[str, str]:
-    """What there is to say of a run, by its name; what is not known is left out. Text, not HTML."""
+def facts(run: Run, events: Sequence[Event]) -> dict[str, str]:
+    """What there is to say of a run and its events, by its name; what is not known is left out. Text, not HTML."""
     found: dict[str, str] = {}
     loss, about = run.series.get("loss"), run.record.get("about", {})
     planned = run.values.get("TrainConfig.steps")
@@ -47,7 +47,6 @@ def facts(run: Run) -> dict[str, str]:
                 seconds.values_N[:shared]
             )
             found["of it waiting for data"] = percent(float(share))
-    events = events_of(run)
     for kind, what in (
         (Kind.RESTART, "restarts"), (Kind.SKIPPED, "skipped steps"), (Kind.REWIND, "loss spikes and rewinds"),
     ):  # fmt: skip
@@ -92,10 +91,9 @@ def count_parameters(record: dict[str, Any]) -> int:
     return sum(math.prod(shape) for name, (shape, _) in leaves.items() if name.startswith("params/"))
 
 
-def cards(run: Run) -> str:
-    """The four to six numbers of one run that are looked for first; HTML."""
-    found = facts(run)
-    shown: list[tuple[str, str]] = [(found[key], key) for key in ("steps", "last loss") if key in found]
+def cards(run: Run, found: dict[str, list[str]]) -> str:
+    """The four to six numbers of one run that are looked for first, `found` by `overview` of it alone; HTML."""
+    shown: list[tuple[str, str]] = [(found[key][0], key) for key in ("steps", "last loss") if key in found]
     for objective, (_, value, unigram) in list(best_validations(run).items())[:2]:
         beside = f"; {percent(abs(1 - value / unigram))} {_side(value, unigram)} unigram" if unigram else ""
         shown.append((_loss(value), f"best validation on text, {title(objective)}{beside}"))
@@ -109,9 +107,9 @@ def cards(run: Run) -> str:
     return f'<div class="cards">{items}</div>'
 
 
-def overview(runs: Sequence[Run]) -> dict[str, list[str]]:
-    """The facts of all runs: name of the fact → text for each run, "" where it is not known."""
-    found = [facts(run) for run in runs]
+def overview(runs: Sequence[Run], events: Sequence[Sequence[Event]]) -> dict[str, list[str]]:
+    """The facts of all runs and their events: name of the fact → text for each run, "" where it is not known."""
+    found = [facts(run, of_run) for run, of_run in zip(runs, events, strict=True)]
     longest = max(found, key=len)
     names = list(dict.fromkeys([*longest, *(name for one in found for name in one)]))
     # What is said of each objective stands together: "best validation, …".

@@ -13,7 +13,7 @@ from deltalm_jax.data.description.page import document
 from deltalm_jax.evaluation.page import html_table
 from deltalm_jax.run_report import tables
 from deltalm_jax.run_report.charts import COLOURS, Chart
-from deltalm_jax.run_report.events import MOST_MARKS, Kind, events_of
+from deltalm_jax.run_report.events import MOST_MARKS, Event, Kind, events_of
 from deltalm_jax.run_report.overview import FIRST, cards, overview
 from deltalm_jax.run_report.reading import Run
 from deltalm_jax.run_report.sections import Section, Sections
@@ -29,10 +29,11 @@ def as_html(runs: Sequence[Run], written: str) -> str:
       written: when, for people.
     """
     heads = [_head(number, run) for number, run in enumerate(runs)]
-    facts = overview(runs)
+    events = [events_of(run) for run in runs]
+    facts = overview(runs, events)
     first = {name: values for name, values in facts.items() if name.startswith(FIRST)}
     rest = {name: values for name, values in facts.items() if len(runs) == 1 or name not in first}
-    sections = Sections(runs).all()
+    sections = Sections(runs, events).all()
     epochs = tables.epochs(runs, heads)
     if epochs and not any(section.anchor == "data" for section in sections):
         sections.append(Section("data", "Data", []))
@@ -45,10 +46,10 @@ def as_html(runs: Sequence[Run], written: str) -> str:
     return document(
         name,
         f'<header class="top"><h1>{name}</h1><p class="soft">Written {escape(written)}</p>'
-        f"{cards(runs[0]) if len(runs) == 1 else ''}{_notes(runs)}</header>\n"
+        f"{cards(runs[0], facts) if len(runs) == 1 else ''}{_notes(runs, events)}</header>\n"
         f"<main>\n{_overview(runs, first) if len(runs) > 1 else ''}<nav><span>{links}</span></nav>\n"
         f'<noscript><p class="warning">The charts are drawn by JavaScript, which is switched off here.</p></noscript>\n'
-        f"{_legend(runs) if charts else ''}{_thinned(charts)}{body}"
+        f"{_legend(runs, events) if charts else ''}{_thinned(charts)}{body}"
         f'<section id="about"><h2>{"The runs" if len(runs) > 1 else "The run"}</h2>{_overview(runs, rest)}</section>\n'
         f"{settings}</main>\n"
         "<footer>Made by <code>python -m deltalm_jax.report</code>. Drag over a chart to look closer; a double click goes "
@@ -89,9 +90,9 @@ def _head(number: int, run: Run) -> str:
     return f'<i class="run r{number % COLOURS}"></i>{escape(run.name)}'
 
 
-def _legend(runs: Sequence[Run]) -> str:
+def _legend(runs: Sequence[Run], events: Sequence[Sequence[Event]]) -> str:
     """Colours of the runs, which also hide and show them, and signs of what happened to them."""
-    kinds = {event.kind for run in runs for event in events_of(run)}
+    kinds = {event.kind for of_run in events for event in of_run}
     signs = "".join(f"<span>{kind.sign} {kind.words}</span>" for kind in Kind if kind in kinds)
     shown = ""
     if len(runs) > 1:
@@ -113,12 +114,11 @@ def _thinned(charts: Sequence[Chart]) -> str:
     )
 
 
-def _notes(runs: Sequence[Run]) -> str:
+def _notes(runs: Sequence[Run], events: Sequence[Sequence[Event]]) -> str:
     notes = [f"{run.name}: {note}" if len(runs) > 1 else note for run in runs for note in run.notes]
-    for run in runs:
-        events = events_of(run)
+    for run, of_run in zip(runs, events, strict=True):
         for kind in Kind:
-            if (count := sum(event.kind is kind for event in events)) > MOST_MARKS:
+            if (count := sum(event.kind is kind for event in of_run)) > MOST_MARKS:
                 notes.append(f"{run.name}: {kind.words}: {count:,} in all, of which some are marked")
     if not notes:
         return ""

@@ -43,6 +43,7 @@ class Series:
 
     @property
     def last(self) -> float:
+        """The newest value; there is at least one."""
         return float(self.values_N[-1])
 
 
@@ -111,7 +112,8 @@ def read_run(folder: Path, name: str) -> Run:
     try:
         with store_errors():
             if not folder.is_dir():
-                raise ReportError(f"{shown}: there is no such folder")
+                found = "is a file: name a run's directory" if folder.is_file() else "there is no such folder"
+                raise ReportError(f"{shown}: {found}")
             has_metrics = (folder / METRICS).exists()
             if not has_metrics and not (folder / "config.json").exists():
                 raise ReportError(f"{shown} is no run: it has neither {METRICS} nor config.json")

@@ -10,7 +10,7 @@ import numpy as np
 
 from deltalm_jax.data.description.wording import title
 from deltalm_jax.run_report.charts import SIGNS, Chart, Drawing, dots
-from deltalm_jax.run_report.events import events_of, some_of
+from deltalm_jax.run_report.events import Event, some_of
 from deltalm_jax.run_report.reading import Run, Series
 
 # Groups that are drawn over time; of more, the last validation.
@@ -32,10 +32,12 @@ class Sections:
 
     Args:
       runs: in the order of their colours.
+      events: of each.
     """
 
-    def __init__(self, runs: Sequence[Run]):
+    def __init__(self, runs: Sequence[Run], events: Sequence[Sequence[Event]]):
         self._runs = list(runs)
+        self._marked = [some_of(of_run) for of_run in events]
         self._used: set[str] = set()
         keys = dict.fromkeys(key for run in runs for key in run.series)
         self._keys = list(keys)
@@ -70,7 +72,7 @@ class Sections:
         if only is None and (all_runs := self._having("loss")):
             drawing = Drawing("All objectives together", "nats per target")
             for number, run, series in all_runs:
-                drawing.marks(number, some_of(events_of(run)), drawing.curve(number, run.name, series))
+                drawing.marks(number, self._marked[number], drawing.curve(number, run.name, series))
             charts.append(drawing.chart("What is minimised: over the targets of all objectives."))
         for objective in self._objectives:
             drawing = Drawing(title(objective).capitalize(), "nats per target")
@@ -83,7 +85,7 @@ class Sections:
                 if key in run.series:
                     curve = drawing.curve(number, f"{run.name}, training", run.series[key])
                     if only:
-                        drawing.marks(number, some_of(events_of(run)), curve)
+                        drawing.marks(number, self._marked[number], curve)
             for number, run, series in self._having(f"eval/{objective}/loss"):
                 drawing.points(number, f"{run.name}, validation", series)
             smoothed = any(plain in run.series for run in self._runs)
@@ -148,7 +150,7 @@ class Sections:
         if runs := self._having("grad_norm"):
             drawing = Drawing("Norm of the gradient", "", logarithmic=True)
             for number, run, series in runs:
-                drawing.marks(number, some_of(events_of(run)), drawing.curve(number, run.name, series))
+                drawing.marks(number, self._marked[number], drawing.curve(number, run.name, series))
             charts.append(drawing.chart("Before clipping."))
         return charts
 

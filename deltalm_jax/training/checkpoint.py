@@ -1,8 +1,8 @@
-"""Checkpoints: orbax writes the arrays, a record written last says that they are whole.
+"""Checkpoints written: orbax writes the arrays, a record written last says that they are whole.
 
 orbax restores flipped bits without a word, casts dtypes without a word, and takes an empty folder for the newest step; so
 a step counts only if its record (`checkpoint_record.py`) verifies, the newest that does is taken, and leaves are compared
-before anything is read. A save goes in this order:
+before anything is read (`saved_steps.py`). A save goes in this order:
 
     arrays copied off the devices                   the run waits for this, and for the save before
     orbax writes them: state.orbax-checkpoint-tmp…, renamed to state
@@ -36,9 +36,7 @@ from deltalm_jax.parallel.agreement import is_as_on_first_process, of_first_proc
 from deltalm_jax.paths import is_remote, store_errors
 from deltalm_jax.training.checkpoint_record import (
     RECORD,
-    STATE,
     CheckpointError,
-    StepRecords,
     UnreadableError,
     digest_files,
     files_below,
@@ -49,6 +47,7 @@ from deltalm_jax.training.checkpoint_record import (
 )
 from deltalm_jax.training.faults import EXIT_LOST
 from deltalm_jax.training.leaves import check_leaves, checked, leaves_of
+from deltalm_jax.training.saved_steps import SavedSteps
 from deltalm_jax.training.storage import check_name, storage_of
 
 # Of a save in all, in the background: orbax gives up after it (by itself after 20 minutes).
@@ -56,47 +55,7 @@ _SAVE_SECONDS = 2 * 3600
 # Until what process 0 has written is seen by all.
 _SEEN_SECONDS = 60.0
 
-__all__ = ["CheckpointError", "Checkpoints", "SavedSteps", "newest_checkpoint"]
-
-
-class SavedSteps(StepRecords):
-    """The checkpoints of a run directory, to be read, arrays too; nothing is written or removed.
-
-    Args:
-      directory: `RUN_DIR/checkpoints`.
-      warn: takes one line of text when a damaged step is passed over.
-    """
-
-    def state_path(self, step: int) -> str:
-        """Where orbax writes a step's arrays, and reads them: it knows folders and gs:// by their text."""
-        return str(self.folder(step) / STATE)
-
-    def restore_part(self, record: dict[str, Any], part: str, abstract: Any) -> Any:
-        """Reads a part of a verified step's state, such as "params", into the shardings of `abstract`.
-
-        Args:
-          record: from `latest` or `verify`.
-          part: key at the top of the state.
-          abstract: tree of `jax.ShapeDtypeStruct`; leaves without a sharding are put on the default device.
-
-        Raises:
-          CheckpointError: the trees differ; names the leaves.
-        """
-        prefix = f"{part}/"
-        saved = {k.removeprefix(prefix): leaf for k, leaf in record["leaves"].items() if k.startswith(prefix)}
-        check_leaves(saved, leaves_of(abstract), f"{part} of checkpoint {record['step']}")
-        default = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        item = {
-            part: jax.tree.map(
-                lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=s.sharding or default), abstract
-            )
-        }
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as orbax:
-            arguments = ocp.args.PyTreeRestore(
-                item=item, restore_args=ocp.checkpoint_utils.construct_restore_args(item), partial_restore=True
-            )
-            restored = orbax.restore(self.state_path(record["step"]), args=arguments)[part]
-        return checked(restored, item[part], f"{part} of checkpoint {record['step']}")
+__all__ = ["CheckpointError", "Checkpoints", "newest_checkpoint"]
 
 
 class Checkpoints(SavedSteps):

@@ -15,7 +15,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from deltalm_jax.parallel.sharding import path_name
-from deltalm_jax.training.checkpoint import CheckpointError, SavedSteps
+from deltalm_jax.training.checkpoint_record import CheckpointError
+from deltalm_jax.training.saved_steps import SavedSteps
 
 _GROUP_BYTES = 256 << 20
 _BLOCK = 1 << 22

@@ -14,6 +14,8 @@ import difflib
 import importlib
 import io
 import pathlib
+import re
+import tokenize
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -128,6 +130,8 @@ def find(name: str, beside: pathlib.Path | None = None) -> pathlib.Path:
     for path in candidates:
         if path.is_file():
             return path
+    if pathlib.Path(name).is_dir():
+        raise ConfigError(f"gin file {name!r} is a folder: name one of the files in it")
     known = sorted(p.name for p in _SHIPPED.glob("*.gin"))
     hint = difflib.get_close_matches(pathlib.Path(name).name, known, 1)
     raise ConfigError(
@@ -188,9 +192,18 @@ def _statements(text: str, name: str, bindings: _Bindings) -> list[Any]:
         raise ConfigError(f"{name}: {error}") from None
     except SyntaxError as error:
         line = f":{error.lineno}" if error.lineno else ""
-        raise ConfigError(f"{name}{line}: {error.msg}: {(error.text or '').strip()!r}") from None
+        raise ConfigError(f"{name}{line}: {_in_words(error.msg)}: {(error.text or '').strip()!r}") from None
+    except tokenize.TokenError:  # no SyntaxError, although it is one; its line is the last, where nothing is wrong
+        raise ConfigError(f"{name}: a bracket or a text is opened and never closed") from None
     except ValueError as error:
         raise ConfigError(f"{name}: {error}") from None
+
+
+def _in_words(message: str) -> str:
+    """gin's account of a syntax error, without the parser's own objects in it."""
+    if token := re.search("Failed to parse token '(.*)'", message, re.DOTALL):
+        return f"{token[1]} is no value (a text needs quotes)"
+    return "a value is missing, or none that can be read" if "Unable to parse value" in message else message
 
 
 def _import(module: str, allowed: Sequence[str], where: str) -> None:

@@ -11,18 +11,9 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TextIO
 
-from deltalm_jax.errors import UserError
 from deltalm_jax.paths import is_remote
 from deltalm_jax.training.faults import end_now
-from deltalm_jax.training.storage import check_name, check_readable
-
-
-class RunDirectoryError(UserError, RuntimeError):
-    """The run directory cannot be used."""
-
-
-class RunDirectoryInUseError(RunDirectoryError):
-    """Another run goes on in the run directory."""
+from deltalm_jax.training.storage import RunDirectoryError, RunDirectoryInUseError, check_name, check_readable
 
 
 @contextlib.contextmanager
@@ -58,7 +49,8 @@ def owned(run_dir: pathlib.Path, process_id: int | None) -> Iterator[Callable[[]
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RunDirectoryError(f"--run_dir={run_dir} cannot be made: {error}") from error
+        found = "a file is there" if run_dir.is_file() else str(error)
+        raise RunDirectoryError(f"--run_dir={run_dir} cannot be made: {found}") from error
     taken = False
     path = run_dir / (f".lock-{process_id}" if process_id else ".lock")
     try:
@@ -77,7 +69,7 @@ def owned(run_dir: pathlib.Path, process_id: int | None) -> Iterator[Callable[[]
 
 @contextlib.contextmanager
 def _owned_in_store(run_dir: pathlib.Path, process_id: int | None) -> Iterator[Callable[[], None]]:
-    # Imported late: only such runs need tensorstore's client, and these two modules need one another.
+    # Imported late: only such runs need tensorstore's client.
     from deltalm_jax.training.store_lock import StoreLock
 
     def say(text: str) -> None:

@@ -17,12 +17,21 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 from deltalm_jax.data.shards import sync
+from deltalm_jax.errors import UserError
 from deltalm_jax.fault_points import reached
 from deltalm_jax.paths import LocationError, absolute, as_path, files_below, is_remote, store_errors
 
 # For a bucket's first answer.
 _ANSWER_SECONDS = 20.0
 _THREADS = 8
+
+
+class RunDirectoryError(UserError, RuntimeError):
+    """The run directory cannot be used."""
+
+
+class RunDirectoryInUseError(RunDirectoryError):
+    """Another run goes on in the run directory."""
 
 
 def run_path(location: str | Path) -> Path:

@@ -27,7 +27,7 @@ from typing import Any
 
 import tensorstore
 
-from deltalm_jax.training.ownership import RunDirectoryError, RunDirectoryInUseError
+from deltalm_jax.training.storage import RunDirectoryError, RunDirectoryInUseError
 
 STALE_SECONDS = 180.0
 # Between two signs of life, and so long that a live one is not missed. Other processes than the first: there are many.

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-import deltalm_jax
 from deltalm_jax.data import golden, preparation
 from deltalm_jax.data.blocks import ExampleSettings
 from deltalm_jax.data.filtering import Filtering
@@ -15,8 +14,8 @@ from deltalm_jax.data.filters import FilterConfig
 from deltalm_jax.data.golden import GOLDEN_SENTENCES, drift, golden_digest
 from deltalm_jax.data.prepare_part import Plan, WorkerMismatchError
 from deltalm_jax.data.vocabulary import Vocabulary
+from tests.support.toy_data import SAMPLE_VOCABULARY
 
-SAMPLE_VOCABULARY = Path(deltalm_jax.__file__).parents[1] / "tasks" / "sample" / "vocabulary.model"
 # python -c "from tests.data.test_golden import *; print(golden_digest(Vocabulary.load(SAMPLE_VOCABULARY)))", with
 # sentencepiece 0.2.1. Version 0.2.3 gives 7dd74acf6e1f….
 SAMPLE_DIGEST = "8a930585f8dca4daeadb3ace3d6f7bf63341427dae34f73663d6ab8d674c1541"

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-import deltalm_jax
 from deltalm_jax.data import prepare_part
 from deltalm_jax.data.blocks import Digest
 from deltalm_jax.data.chunks import PreparedData
@@ -22,8 +21,7 @@ from deltalm_jax.data.vocabulary import Vocabulary
 from deltalm_jax.paths import state_of
 from tests.data.readers.test_spans import multi_block
 from tests.data.test_restart import files_of, make_input, run
-
-SAMPLE_VOCABULARY = Path(deltalm_jax.__file__).parents[1] / "tasks" / "sample" / "vocabulary.model"
+from tests.support.toy_data import SAMPLE_VOCABULARY
 
 
 def make_files(folder: Path, sizes: list[int], suffix: str = ".txt") -> list[Path]:

@@ -22,9 +22,9 @@ import deltalm_jax
 from deltalm_jax.data.chunks import PreparedData
 from deltalm_jax.data.preparation import Input, PreparationError, Progress, prepare
 from deltalm_jax.data.vocabulary import Vocabulary
+from tests.support.toy_data import SAMPLE_VOCABULARY
 
 ROOT = Path(deltalm_jax.__file__).parents[1]
-SAMPLE_VOCABULARY = ROOT / "tasks" / "sample" / "vocabulary.model"
 BOS, EOS = 2, 3
 LENGTH = 64
 MIXTURE = "toy"

@@ -21,9 +21,9 @@ from deltalm_jax.data import prepare_part
 from deltalm_jax.data.blocks import encode_block
 from deltalm_jax.data.preparation import Input, PreparationError, prepare
 from deltalm_jax.data.vocabulary import Vocabulary
+from tests.support.toy_data import SAMPLE_VOCABULARY
 
 ROOT = Path(deltalm_jax.__file__).parents[1]
-SAMPLE_VOCABULARY = ROOT / "tasks" / "sample" / "vocabulary.model"
 
 
 def read_lines(path: Path, counts: Counter[str]) -> Iterator[list[str]]:

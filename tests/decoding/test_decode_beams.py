@@ -20,8 +20,8 @@ from deltalm_jax.model.deltalm import (
     logits,
     take_rows,
 )
-from tests.model.conftest import random_params
 from tests.support.programs import matrix_product_operations
+from tests.support.small_models import random_params
 
 CONFIG = ModelConfig(
     vocab_size=33,

@@ -19,7 +19,7 @@ import tempfile
 import time
 from typing import Any
 
-from deltalm_jax.training.checkpoint import SavedSteps
+from deltalm_jax.training.saved_steps import SavedSteps
 from tests.support import runs
 from tests.support.toy_data import write_toy_data
 

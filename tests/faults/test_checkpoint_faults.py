@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from deltalm_jax.training.checkpoint import SavedSteps
+from deltalm_jax.training.saved_steps import SavedSteps
 from tests.support import runs
 from tests.support.toy_data import write_toy_data
 

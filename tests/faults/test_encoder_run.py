@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from deltalm_jax.training.checkpoint import SavedSteps
 from deltalm_jax.training.gin_files import load
+from deltalm_jax.training.saved_steps import SavedSteps
 from deltalm_jax.training.step import create_state
 from tests.support import runs
 from tests.support.toy_data import write_toy_data

@@ -13,7 +13,8 @@ from deltalm_jax.training import checkpoint_record
 from deltalm_jax.training.checkpoint import CheckpointError, Checkpoints
 from deltalm_jax.training.checkpoint_record import UnreadableError
 from deltalm_jax.training.exchange import DisagreementError, Exchange
-from deltalm_jax.training.ownership import RunDirectoryError, RunDirectoryInUseError, owned
+from deltalm_jax.training.ownership import owned
+from deltalm_jax.training.storage import RunDirectoryError, RunDirectoryInUseError
 from tests.support.runs import ROOT
 
 ENDING = """
@@ -69,6 +70,9 @@ def test_a_run_directory_that_cannot_be_locked_is_refused(tmp_path, monkeypatch)
     monkeypatch.undo()
     (tmp_path / "folder" / ".lock").mkdir(parents=True)
     with pytest.raises(RunDirectoryError, match="cannot be locked: Is a directory"), owned(tmp_path / "folder", None):
+        raise AssertionError("not reached")
+    (tmp_path / "file").touch()
+    with pytest.raises(RunDirectoryError, match="cannot be made: a file is there"), owned(tmp_path / "file", None):
         raise AssertionError("not reached")
     with owned(tmp_path, None), pytest.raises(RunDirectoryInUseError), owned(tmp_path, None):
         raise AssertionError("not reached")

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 from deltalm_jax.model.config import DECODERS, NORM_PLACEMENTS, ModelConfig
-from deltalm_jax.model.deltalm import hidden_states, init_params
+from deltalm_jax.model.deltalm import hidden_states
+from tests.support.small_models import random_params
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
 # Our decoders with each place of the LayerNorms.
@@ -157,18 +158,6 @@ def small_config() -> ModelConfig:
         num_decoder_layers=2,
         max_length=20,
     )
-
-
-def random_params(config: ModelConfig) -> dict[str, Any]:
-    """Random parameters in which no bias, scale or padding row is trivial, so that leaving one out shows."""
-    shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
-    random = np.random.default_rng(0)
-
-    def values(path: Any, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
-        mean = 1.0 if path[-1].key == "scale" else 0.0
-        return random.normal(mean, 0.2, leaf.shape).astype(np.float32)
-
-    return jax.tree.map_with_path(values, shapes)
 
 
 @pytest.fixture(scope="session")

@@ -13,8 +13,9 @@ import pytest
 
 from deltalm_jax.model.config import PAD_ID, ModelConfig
 from deltalm_jax.model.deltalm import apply_encoder, decode_step, hidden_states, init_cache, logits, take_rows
-from tests.model.conftest import TO_FAIRSEQ, VARIANTS, Golden, random_params
+from tests.model.conftest import TO_FAIRSEQ, VARIANTS, Golden
 from tests.support.programs import matrix_product_operations
+from tests.support.small_models import random_params
 
 # Padding on either side of the source, and before, within and behind the decoder's input.
 SOURCE = np.array([[2, 11, 12, 13, 3, 0, 0], [2, 14, 15, 16, 17, 18, 3], [0, 0, 0, 2, 19, 20, 3]])

@@ -17,7 +17,8 @@ from deltalm_jax.model.config import ModelConfig
 from deltalm_jax.model.deltalm import hidden_states, shift_right
 from deltalm_jax.model.kernels import attend_cudnn, attend_splash
 from deltalm_jax.model.packed import source_segments, target_segments
-from tests.model.conftest import VARIANTS, random_params
+from tests.model.conftest import VARIANTS
+from tests.support.small_models import random_params
 
 SOURCES = [[11, 12, 13, 3], [14, 3], [15, 16, 17, 18, 3], [3]]
 TARGETS = [[21, 3], [22, 23, 24, 3], [3], [25, 26, 3]]

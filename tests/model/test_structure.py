@@ -17,7 +17,8 @@ from deltalm_jax.model.decoder_layer import InterleavedLayer
 from deltalm_jax.model.deltalm import apply_decoder, apply_encoder, hidden_states, shift_right
 from deltalm_jax.model.embedding import position_rows
 from deltalm_jax.model.encoder import EncoderLayer
-from tests.model.conftest import VARIANTS, load_golden, random_params
+from tests.model.conftest import VARIANTS, load_golden
+from tests.support.small_models import random_params
 
 SOURCE = np.array([[2, 11, 12, 13, 3, 0, 0], [2, 14, 15, 16, 17, 18, 3]])
 TARGET = np.array([[21, 22, 23, 24, 0, 0], [25, 26, 27, 28, 29, 3]])

@@ -14,7 +14,7 @@ import pytest
 from deltalm_jax.model.config import NORM_PLACEMENTS, PAD_ID
 from deltalm_jax.model.deltalm import init_params, layer_states
 from deltalm_jax.parallel.sharding import RULES, path_name, rule_for
-from tests.model.conftest import random_params
+from tests.support.small_models import random_params
 
 SOURCE = np.array([[2, 11, 12, 13, 3, 0, 0], [2, 14, 15, 16, 17, 18, 3], [0, 0, 0, 2, 19, 20, 3]])
 DECODER_INPUT = np.array([[3, 21, 22, 23, 24, 0], [3, 25, 26, 27, 28, 29], [0, 0, 3, 30, 31, 32]])

@@ -98,6 +98,9 @@ def test_starts_and_rewinds(tmp_path: Path) -> None:
 def test_no_run(tmp_path: Path) -> None:
     with pytest.raises(ReportError, match="absent: there is no such folder"):
         read_run(tmp_path / "absent", "absent")
+    (tmp_path / "file").touch()
+    with pytest.raises(ReportError, match="file: is a file: name a run's directory"):
+        read_run(tmp_path / "file", "file")
     (tmp_path / "other").mkdir()
     with pytest.raises(ReportError, match="is no run: it has neither metrics.jsonl nor config.json"):
         read_run(tmp_path / "other", "other")

@@ -15,8 +15,9 @@ import pytest
 from deltalm_jax import fault_points
 from deltalm_jax.paths import LocationError
 from deltalm_jax.training import checkpoint
-from deltalm_jax.training.checkpoint import CheckpointError, Checkpoints, SavedSteps
+from deltalm_jax.training.checkpoint import CheckpointError, Checkpoints
 from deltalm_jax.training.ownership import owned
+from deltalm_jax.training.saved_steps import SavedSteps
 from tests.faults import injector
 from tests.support.runs import ROOT
 

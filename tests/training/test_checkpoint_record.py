@@ -17,8 +17,9 @@ import xxhash
 import deltalm_jax
 from deltalm_jax.parallel.mesh import MeshConfig, make_mesh
 from deltalm_jax.parallel.sharding import replicated
-from deltalm_jax.training.checkpoint import CheckpointError, Checkpoints, SavedSteps
+from deltalm_jax.training.checkpoint import CheckpointError, Checkpoints
 from deltalm_jax.training.resuming import check_counters
+from deltalm_jax.training.saved_steps import SavedSteps
 from tests.faults.mutator import KINDS, mutations
 from tests.training.golden_checkpoint import golden_state
 

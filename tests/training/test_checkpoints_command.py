@@ -17,8 +17,9 @@ import pytest
 
 from deltalm_jax.checkpoints import main
 from deltalm_jax.training import checkpoint_diff
-from deltalm_jax.training.checkpoint import CheckpointError, Checkpoints, SavedSteps
+from deltalm_jax.training.checkpoint import CheckpointError, Checkpoints
 from deltalm_jax.training.checkpoint_record import StepRecords
+from deltalm_jax.training.saved_steps import SavedSteps
 from tests.support.runs import ROOT
 
 A, B = np.arange(1, 7, dtype=np.float32).reshape(2, 3), np.ones(5, np.float32)
@@ -127,6 +128,7 @@ def test_verify(run_dir, capsys):
     ("arguments", "message"),
     [
         (["list", "{tmp}/absent"], "there is no such folder"),
+        (["list", "{run}/checkpoints/10/record.json"], "record.json: is a file: name a run's directory"),
         (
             ["verify", "{run}/checkpoints"],
             r"is no run: it has no folder checkpoints: name the run's directory, \S+/run",

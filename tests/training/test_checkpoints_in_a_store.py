@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 from deltalm_jax import fault_points
-from deltalm_jax.training.checkpoint import CheckpointError, Checkpoints, SavedSteps
+from deltalm_jax.training.checkpoint import CheckpointError, Checkpoints
 from deltalm_jax.training.checkpoint_record import UnreadableError
 from deltalm_jax.training.run_files import run_files
+from deltalm_jax.training.saved_steps import SavedSteps
 from deltalm_jax.training.storage import run_path
 from tests.support import runs
 from tests.support.bucket_server import bucket_for_all, place_of

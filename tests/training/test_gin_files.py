@@ -110,7 +110,12 @@ def test_overrides_take_bare_words_for_strings_only(write):
         ("DataConfig.task_module = 'my/tasks'", r"mine.gin:2: DataConfig.task_module must be the name of a module"),
         ("import tasks.nothing", r"mine.gin:2: cannot import 'tasks.nothing'"),
         ("include 'pretrain_tiny.gin'", r"mine.gin:2: one include at most, as the file's first statement"),
-        ("TrainConfig.steps = ", r"mine.gin"),
+        ("TrainConfig.steps = ", r"mine.gin:\d: a value is missing, or none that can be read: 'TrainConfig.steps ='"),
+        (
+            "DataConfig.vocabulary = models/x",
+            r"mine.gin:2: models is no value \(a text needs quotes\): 'DataConfig.voc",
+        ),
+        ("DataConfig.languages = ['de',", r"mine.gin: a bracket or a text is opened and never closed"),
         ("ModelConfig.num_heads = 7", r"mine.gin:2: ModelConfig.num_heads"),
         (
             "DataConfig.chunk_length = 600",
@@ -124,6 +129,11 @@ def test_overrides_take_bare_words_for_strings_only(write):
 def test_mistakes_name_the_line_and_the_cure(write, text, message):
     with pytest.raises(ConfigError, match=message):
         load([write(MINIMAL + text + "\n")])
+
+
+def test_a_folder_is_no_file(tmp_path):
+    with pytest.raises(ConfigError, match="is a folder: name one of the files in it"):
+        load([str(tmp_path)])
 
 
 def test_an_import_can_be_allowed(write, tmp_path, monkeypatch):

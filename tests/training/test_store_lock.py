@@ -13,8 +13,8 @@ import pytest
 
 from deltalm_jax.paths import LocationError
 from deltalm_jax.training import storage, store_lock
-from deltalm_jax.training.ownership import RunDirectoryError, RunDirectoryInUseError, owned
-from deltalm_jax.training.storage import run_path
+from deltalm_jax.training.ownership import owned
+from deltalm_jax.training.storage import RunDirectoryError, RunDirectoryInUseError, run_path
 from deltalm_jax.training.store_lock import StoreLock
 from tests.support import runs
 from tests.support.bucket_server import bucket_for_all, place_of

@@ -24,7 +24,7 @@ from deltalm_jax.convert import main
 from deltalm_jax.data.vocabulary import Vocabulary, from_fairseq_ids
 from deltalm_jax.data.vocabulary_extension import extend
 from deltalm_jax.errors import UserError
-from deltalm_jax.model.config import PRESETS, ModelConfig
+from deltalm_jax.model.config import PRESETS
 from deltalm_jax.model.deltalm import layer_states
 from deltalm_jax.model.warm_start import INITIALIZATIONS
 from deltalm_jax.saved_model import open_model
@@ -32,19 +32,9 @@ from deltalm_jax.weights.model_folder import write_model
 from deltalm_jax.weights.names import official
 from deltalm_jax.weights.state_dict import abstract_params, flatten, tensors_of
 from deltalm_jax.weights.torch_file import read_torch_file
-from tests.model.conftest import random_params
-from tests.support.runs import ROOT, environment
-
-SAMPLE_VOCABULARY = ROOT / "tasks" / "sample" / "vocabulary.model"
-SMALL = ModelConfig(
-    vocab_size=50,
-    hidden_size=24,
-    feed_forward_size=36,
-    num_heads=3,
-    num_encoder_layers=4,
-    num_decoder_layers=2,
-    max_length=20,
-)
+from tests.support.runs import environment
+from tests.support.small_models import SMALL, random_params, write_native
+from tests.support.toy_data import SAMPLE_VOCABULARY
 
 
 def arrays_of(folder: pathlib.Path) -> dict[str, np.ndarray]:
@@ -55,9 +45,7 @@ def arrays_of(folder: pathlib.Path) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("change", [{}, {"embedding_layer_norm": False}, {"norm_placement": "pre"}])
 def test_there_and_back_is_bit_equal(through, change, tmp_path, converted):
     config = dataclasses.replace(SMALL, **change)
-    start = tmp_path / "start"
-    start.mkdir()
-    write_model(start, config, random_params(config), None, {"made": "by a test"})
+    start = write_native(tmp_path / "start", config)
     there = converted("native", start, "there", target=through)
     back = converted(through, there, "back", num_heads=3)
     assert open_model(back).config == config
@@ -475,6 +463,8 @@ def test_a_model_folder_that_was_changed_is_refused(official_state, save, tmp_pa
         deltalm_jax.load_model(folder)
     with pytest.raises(UserError, match="neither a model of .* nor a run"):
         deltalm_jax.load_model(tmp_path)
+    with pytest.raises(UserError, match=r"model\.json: is a file, where a folder is expected .*: name a model of"):
+        deltalm_jax.load_model(folder / "model.json")
 
 
 def test_the_command_prints_what_it_did_and_imports_no_torch(official_state, save, tmp_path):

@@ -21,26 +21,15 @@ from deltalm_jax.data.vocabulary import UNK_ID, Vocabulary, from_fairseq_ids, to
 from deltalm_jax.data.vocabulary_extension import extend
 from deltalm_jax.decoding import generate as decode
 from deltalm_jax.errors import UserError
-from deltalm_jax.model.config import ModelConfig
 from deltalm_jax.saved_model import SavedModelError, open_model
-from deltalm_jax.weights.model_folder import write_model
 from deltalm_jax.weights.state_dict import abstract_params
-from tests.model.conftest import random_params
 from tests.support import xlm_roberta_model
+from tests.support.small_models import SMALL, write_native
 from tests.support.toy_data import SAMPLE_VOCABULARY
 
 ROWS = 61
 TOKENS = np.array([[0, 5, 17, 60, 8, 2], [0, 33, 2, 1, 1, 1]])
-SMALL = ModelConfig(
-    vocab_size=50,
-    hidden_size=24,
-    feed_forward_size=36,
-    num_heads=3,
-    num_encoder_layers=4,
-    num_decoder_layers=0,
-    max_length=20,
-    sentence_layer=2,
-)
+ENCODER = dataclasses.replace(SMALL, num_decoder_layers=0, sentence_layer=2)
 
 
 @pytest.fixture(scope="session")
@@ -65,16 +54,8 @@ def save_state(tmp_path: pathlib.Path) -> Callable[..., pathlib.Path]:
 def with_vocabulary(tmp_path_factory) -> pathlib.Path:
     """A native folder of an encoder alone, with the sample's vocabulary."""
     vocabulary = Vocabulary.load(SAMPLE_VOCABULARY)
-    config = dataclasses.replace(SMALL, vocab_size=vocabulary.size, hidden_size=12)
-    folder = tmp_path_factory.mktemp("encoder")
-    write_model(folder, config, random_params(config), vocabulary, {"made": "by a test"})
-    return folder
-
-
-def native(folder: pathlib.Path, config: ModelConfig) -> pathlib.Path:
-    folder.mkdir()
-    write_model(folder, config, random_params(config), None, {})
-    return folder
+    config = dataclasses.replace(ENCODER, vocab_size=vocabulary.size, hidden_size=12)
+    return write_native(tmp_path_factory.mktemp("encoder"), config, vocabulary)
 
 
 def params_of(folder: pathlib.Path):
@@ -182,13 +163,13 @@ def test_a_head_in_parts_or_with_another_table_is_refused(state, save_state, tmp
 
 
 def test_there_and_back_is_bit_equal(tmp_path, converted):
-    start = native(tmp_path / "start", SMALL)
+    start = write_native(tmp_path / "start", ENCODER)
     there = converted("native", start, "there", target="xlm_roberta")
     tensors = safetensors.numpy.load_file(there / "model.safetensors")
     assert len(tensors) == 5 + 16 * 4 + 5
     assert "lm_head.decoder.weight" not in tensors
     back = converted("xlm_roberta", there, "back", architecture="encoder", sentence_layer=2, vocab_size=50)
-    assert open_model(back).config == SMALL
+    assert open_model(back).config == ENCODER
     before, after = params_of(start), params_of(back)
     before.pop("sentence_projection")
     after.pop("sentence_projection")
@@ -231,7 +212,7 @@ def test_the_table_ends_with_mask_where_the_vocabulary_is_known(with_vocabulary,
     ],
 )
 def test_another_model_is_not_written_as_an_xlm_roberta(change, message, tmp_path):
-    start = native(tmp_path / "start", dataclasses.replace(SMALL, **change))
+    start = write_native(tmp_path / "start", dataclasses.replace(ENCODER, **change))
     with pytest.raises(ConversionError, match=message):
         convert(Request("native", start, tmp_path / "out", target="xlm_roberta"))
     assert not (tmp_path / "out").exists()
@@ -283,7 +264,7 @@ def test_an_extended_vocabulary_takes_the_head_along(with_vocabulary, tmp_path):
 
 def test_sentences_of_an_encoder_of_ours_by_another_layer(tmp_path, converted):
     """The projection is drawn where there was none, and kept where there was one; all else stays."""
-    start = native(tmp_path / "start", dataclasses.replace(SMALL, sentence_layer=0))
+    start = write_native(tmp_path / "start", dataclasses.replace(ENCODER, sentence_layer=0))
     first = converted("native", start, "first", architecture="encoder", sentence_layer=2)
     second = converted("native", first, "second", architecture="encoder", sentence_layer=3, seed=1)
     assert [open_model(folder).config.sentence_layer for folder in (start, first, second)] == [0, 2, 3]
@@ -301,7 +282,7 @@ def test_sentences_of_an_encoder_of_ours_by_another_layer(tmp_path, converted):
 
 
 def test_a_loaded_encoder(tmp_path):
-    model = deltalm_jax.load_model(native(tmp_path / "encoder", SMALL))
+    model = deltalm_jax.load_model(write_native(tmp_path / "encoder", ENCODER))
     tokens = np.array([[2, 9, 17, 3, 0, 0]])
     assert model.encode(tokens).shape == (1, 6, 24)
     padded, alone = model.masked_logits(tokens), model.masked_logits(tokens[:, :4])
@@ -310,8 +291,8 @@ def test_a_loaded_encoder(tmp_path):
         model.logits(tokens, tokens)
     with pytest.raises(ValueError, match="an encoder alone"):
         decode(model, [[2, 9, 3]])
-    config = dataclasses.replace(SMALL, num_decoder_layers=1, sentence_layer=0)
-    deltalm = deltalm_jax.load_model(native(tmp_path / "deltalm", config))
+    config = dataclasses.replace(ENCODER, num_decoder_layers=1, sentence_layer=0)
+    deltalm = deltalm_jax.load_model(write_native(tmp_path / "deltalm", config))
     with pytest.raises(SavedModelError, match="no head for masked language modelling"):
         deltalm.masked_logits(tokens)
 

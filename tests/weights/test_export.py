@@ -24,7 +24,7 @@ from deltalm_jax.decoding.options import SearchOptions  # noqa: E402
 from deltalm_jax.decoding.search import search  # noqa: E402
 from deltalm_jax.model.config import ModelConfig  # noqa: E402
 from deltalm_jax.weights.model_folder import write_model  # noqa: E402
-from tests.model.conftest import random_params  # noqa: E402
+from tests.support.small_models import random_params  # noqa: E402
 from tests.support.toy_data import SAMPLE_VOCABULARY  # noqa: E402
 
 pytestmark = pytest.mark.torch

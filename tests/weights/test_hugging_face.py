@@ -36,8 +36,8 @@ from tests.model.conftest import (  # noqa: E402
     VARIANTS,
     load_golden,
     our_ids,
-    random_params,
 )
+from tests.support.small_models import random_params  # noqa: E402
 
 pytestmark = pytest.mark.torch
 

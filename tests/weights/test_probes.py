@@ -12,12 +12,11 @@ from deltalm_jax.data.vocabulary import Vocabulary, to_fairseq_ids
 from deltalm_jax.model.config import ModelConfig
 from deltalm_jax.model.warm_start import warm_start
 from deltalm_jax.probe import main
-from deltalm_jax.weights.model_folder import write_model
 from deltalm_jax.weights.names import official
 from deltalm_jax.weights.probes import mask_texts, probe_feed_forwards, probe_sentinels, swap_feed_forwards
 from deltalm_jax.weights.state_dict import tensors_of
-from tests.model.conftest import random_params
 from tests.support import official_model
+from tests.support.small_models import random_params, write_native
 from tests.support.toy_data import SAMPLE_VOCABULARY
 
 CONFIG = ModelConfig(
@@ -98,8 +97,8 @@ def test_exchanged_networks_show_beside_their_encoder():
 def test_the_command_tells_what_it_found(what, tmp_path, capsys):
     vocabulary = Vocabulary.load(SAMPLE_VOCABULARY, num_sentinels=3)
     config = dataclasses.replace(CONFIG, vocab_size=vocabulary.size, hidden_size=6)
-    write_model(tmp_path, config, random_params(config), vocabulary, {})
-    assert main([what, f"--model={tmp_path}", "--num_texts=4"]) == 0
+    write_native(tmp_path, config, vocabulary)
+    assert main([what, f"--checkpoint={tmp_path}", "--num_texts=4"]) == 0
     out = capsys.readouterr().out
     if what == "sentinels":
         assert out.count("\n") == 1 + 1 + (vocabulary.size - vocabulary.mask_id) + 1
@@ -108,5 +107,5 @@ def test_the_command_tells_what_it_found(what, tmp_path, capsys):
         assert "with the networks exchanged" in out
     empty = tmp_path / "text"
     empty.write_text("short\n")
-    assert main([what, f"--model={tmp_path}", f"--text={empty}"]) == 2
+    assert main([what, f"--model={tmp_path}", f"--text={empty}"]) == 2  # the flag's first name
     assert "text: no text has 18 tokens or more" in capsys.readouterr().err

@@ -92,13 +92,16 @@ class DeltaLMLayer(nn.Module):
         self.config = config
 
     def enter(self, layer_norm: nn.LayerNorm, hidden: torch.Tensor) -> torch.Tensor:
+        """What a sublayer reads of the residual stream [B, T, D]: normalised first, in a pre-norm model."""
         return layer_norm(hidden) if self.config.normalize_before else hidden
 
     def leave(self, layer_norm: nn.LayerNorm, hidden: torch.Tensor, outputs: torch.Tensor) -> torch.Tensor:
+        """The residual stream after a sublayer's outputs [B, T, D]: normalised last, in a post-norm model."""
         hidden = hidden + F.dropout(outputs, self.config.dropout, self.training)
         return hidden if self.config.normalize_before else layer_norm(hidden)
 
     def feed_forward(self, first: nn.Linear, second: nn.Linear, layer_norm: nn.LayerNorm, hidden: torch.Tensor):
+        """The residual stream after a feed-forward network of two products."""
         activations = F.gelu(first(self.enter(layer_norm, hidden)))
         activations = F.dropout(activations, self.config.activation_dropout, self.training)
         return self.leave(layer_norm, hidden, second(activations))
@@ -203,11 +206,13 @@ class DeltaLMStack(nn.Module):
         return F.dropout(embedded_BTD, self.config.dropout, self.training)
 
     def run(self, layer: DeltaLMLayer, *args):
+        """A layer's outputs; while training by gradient checkpointing, without what they were computed from."""
         if self.gradient_checkpointing and self.training:
             return self._gradient_checkpointing_func(layer.__call__, *args)
         return layer(*args)
 
     def check_length(self, length: int) -> None:
+        """Raises ValueError if the model has no positions for so many tokens."""
         if length > self.config.max_position_embeddings:
             raise ValueError(
                 f"A sequence of {length} tokens does not fit: this model has positions for "

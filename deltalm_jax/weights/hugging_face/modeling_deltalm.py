@@ -46,15 +46,19 @@ class DeltaLMModel(DeltaLMPreTrainedModel):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
+        """The one table of token embeddings, of encoder and decoder."""
         return self.shared
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """Puts another table in the place of all three."""
         self.shared = self.encoder.embed_tokens = self.decoder.embed_tokens = value
 
     def get_encoder(self, *args, **kwargs) -> DeltaLMEncoder:
+        """The encoder; arguments that newer versions pass are not looked at."""
         return self.encoder
 
     def get_decoder(self, *args, **kwargs) -> DeltaLMDecoder:
+        """The decoder; arguments that newer versions pass are not looked at."""
         return self.decoder
 
     def forward(
@@ -131,15 +135,19 @@ class DeltaLMForConditionalGeneration(DeltaLMPreTrainedModel, GenerationMixin):
         self.post_init()
 
     def get_encoder(self, *args, **kwargs) -> DeltaLMEncoder:
+        """The encoder; arguments that newer versions pass are not looked at."""
         return self.model.encoder
 
     def get_decoder(self, *args, **kwargs) -> DeltaLMDecoder:
+        """The decoder; arguments that newer versions pass are not looked at."""
         return self.model.decoder
 
     def get_output_embeddings(self) -> nn.Linear:
+        """The output layer, tied to the token embeddings."""
         return self.lm_head
 
     def set_output_embeddings(self, value: nn.Linear) -> None:
+        """Puts another output layer in its place."""
         self.lm_head = value
 
     def forward(
