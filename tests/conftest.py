@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import threading
+import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -22,3 +25,18 @@ def pytest_configure(config: pytest.Config) -> None:
         cache = tempfile.mkdtemp(prefix="deltalm_jax_tests_")
         os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
         config.add_cleanup(lambda: shutil.rmtree(cache, ignore_errors=True))
+
+
+# Threads of the library that may end the process in which they run, or write to files of a run that is over.
+_WATCHING = ("peers", "watchdog", "run-lock", "signals", "prefetch")
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left() -> Iterator[None]:
+    """A watcher that outlives its test ends the tests' own process, minutes later and without a word."""
+    before = set(threading.enumerate())
+    yield
+    deadline = time.monotonic() + 5.0
+    while left := [t.name for t in threading.enumerate() if t not in before and t.name.startswith(_WATCHING)]:
+        assert time.monotonic() < deadline, f"threads that outlive the test: {left}"
+        time.sleep(0.02)
