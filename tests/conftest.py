@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pathlib
 import shutil
 import tempfile
 import threading
@@ -25,6 +26,23 @@ def pytest_configure(config: pytest.Config) -> None:
         cache = tempfile.mkdtemp(prefix="deltalm_jax_tests_")
         os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
         config.add_cleanup(lambda: shutil.rmtree(cache, ignore_errors=True))
+
+
+# The files that take longest, most of them with few tests that start processes. Begun last, one of them would keep one worker
+# busy while the others have nothing left to do.
+_LONGEST = (
+    "documentation/test_readme.py", "faults/test_hangs.py", "parallel/test_sharding.py", "faults/test_signals.py",
+    "faults/test_resume.py", "test_benchmarks.py", "test_finetuning.py", "test_train_command.py", "faults/test_meshes.py",
+    "faults/test_processes.py", "test_own_data.py", "data/test_other_runners.py", "packaging/test_newer_jax.py",
+    "training/test_starting_point.py", "training/test_run_in_a_store.py", "launch/test_local_pod.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts those files first."""
+    order = {pathlib.Path(__file__).parent / name: place for place, name in enumerate(_LONGEST)}
+    assert all(path.exists() for path in order), "a file of _LONGEST has another name now"
+    items.sort(key=lambda item: order.get(item.path, len(order)))
 
 
 # Threads of the library that may end the process in which they run, or write to files of a run that is over.
