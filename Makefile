@@ -74,8 +74,10 @@ pretrain: $(VENV)/.base
 chain: $(VENV)/.base
 	@GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/python -m benchmarks.chain
 
+# A worker that is lost ends the run: by itself xdist starts another, hands it work that is done, and waits for ever. In the
+# order of tests/conftest.py: by itself xdist begins with the files of most tests, and the longest have few.
 test: $(VENV)/.development
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not torch and not tpu"
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --max-worker-restart=0 --no-loadscope-reorder -m "not slow and not torch and not tpu"
 
 # torch stays out of the development environment: from PyPI it brings gigabytes of CUDA libraries along on Linux.
 $(VENV)/.torch: $(VENV)/.development

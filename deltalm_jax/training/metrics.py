@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 import pathlib
+import time
 from typing import Any
 
-import tensorboardX
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.record_writer import register_writer_factory
 
@@ -90,15 +92,12 @@ class MetricsFile:
 
 
 class _SteadyFiles:
-    """How tensorboardX is to open files. Its own raise where the disk is full, in a thread: the run would wait for ever."""
+    """How tensorboardX is to open files."""
 
     PREFIX = "steady"
 
     def open(self, path: str) -> SteadyFile:
         return SteadyFile(pathlib.Path(path.removeprefix(f"{self.PREFIX}:")))
-
-    def directory_check(self, path: str) -> None:
-        pathlib.Path(path.removeprefix(f"{self.PREFIX}:")).mkdir(parents=True, exist_ok=True)
 
 
 register_writer_factory(_SteadyFiles.PREFIX, _SteadyFiles())
@@ -116,23 +115,29 @@ class TensorBoardFile:
     """
 
     def __init__(self, folder: pathlib.Path, resume_step: int):
-        purge_step = resume_step + 1 if resume_step else None
-        place = f"{_SteadyFiles.PREFIX}:{folder}"
         try:
-            # By itself the writer names its file by the second, and would add to one of the same second.
-            self._writer = tensorboardX.SummaryWriter(
-                place, purge_step=purge_step, flush_secs=30, filename_suffix=f".from-{resume_step}"
-            )
+            folder.mkdir(parents=True, exist_ok=True)
+            # By itself the writer names its file by the second, and would add to one of the same second. What is built round
+            # it (`SummaryWriter`) passes each event through a pipe and two threads: that took longer than all of this.
+            self._writer = EventsWriter(f"{_SteadyFiles.PREFIX}:{folder}/events", f".from-{resume_step}")
         except OSError as error:
             if isinstance(error, LogError):
                 raise
             raise LogError(f"{folder}: cannot be made for TensorBoard: {error.strerror or error}") from error
+        if resume_step:
+            self._write(Event(step=resume_step + 1, session_log=SessionLog(status=SessionLog.START)))
+        self._writer.flush()
 
     def write(self, line: dict[str, Any]) -> None:
         """Writes one line; what is no number (digests, reasons) is left out."""
-        # All in one event: an `add_scalar` for each took a third of the loop's own time.
+        # All in one event: one for each took a third of the loop's own time.
         values = [Summary.Value(tag=name, simple_value=v) for name, v in line.items() if isinstance(v, float)]
-        self._writer.file_writer.add_summary(Summary(value=values), line["step"])
+        self._write(Event(step=line["step"], summary=Summary(value=values)))
+
+    def _write(self, event: Event) -> None:
+        event.wall_time = time.time()
+        self._writer.write_event(event)
+        self._writer.flush()
 
     def close(self) -> None:
         self._writer.close()

@@ -266,8 +266,8 @@ class Peers:
 
     def _end(self, finding: str | None, stacks: bool = False) -> None:
         """Ends the process: for a finding about another process, or else for its own failure, noted before."""
-        if not self._ending.acquire(blocking=False):
-            time.sleep(600)  # another thread is about to
+        if not self._ending.acquire(blocking=False) and self._done.wait(600):  # another thread is about to
+            return
         if self._trace or finding is None:
             self.tell(self._cause or "")
             end_now(self._code, self._trace)

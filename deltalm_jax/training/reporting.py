@@ -165,6 +165,9 @@ class Display:
         self._recent.append(line)
         self._began = self._began or (now, step)
         began_at, began_step = self._began
+        shown = step % self._log_every == 0 or step in (self._start + 1, self._steps)
+        if not (self._live or shown):
+            return
         rate = (now - began_at) / (step - began_step) if step > began_step else None
         left = f"{_duration(rate * (self._steps - step))} left" if rate is not None else "…"
         mfu = "" if line["mfu"] is None else f"MFU {self._mean('mfu'):.1%}  "
@@ -174,7 +177,7 @@ class Display:
         )
         if self._live:
             self._progress.update(self._task, completed=step, text=text)
-        elif step % self._log_every == 0 or step in (self._start + 1, self._steps):
+        else:
             self.say(f"step {step:>6,}/{self._steps:,}  {text}")
 
     def _mean(self, name: str) -> float:

@@ -140,9 +140,19 @@ def ends(monkeypatch):
     return ended
 
 
-def watch(records, n, of=2, **more):
-    settings = {"limit": 1.5, "suspicion": 0.8, "interval": 0.05, "grace": 0.3} | more
-    return Peers(Store(records, n, of), lambda: f"work {n}", **settings)
+@pytest.fixture
+def watch(ends):
+    """Makes the watch of one process. All are over before `end_now` is itself again: what they end is this very process."""
+    made = []
+
+    def make(records, n, of=2, **more):
+        settings = {"limit": 1.5, "suspicion": 0.8, "interval": 0.05, "grace": 0.3} | more
+        made.append(Peers(Store(records, n, of), lambda: f"work {n}", **settings))
+        return made[-1]
+
+    yield make
+    for peers in made:
+        silence(peers)
 
 
 def wait_for(condition, limit=20.0):
@@ -158,7 +168,7 @@ def silence(peers):
         thread.join()
 
 
-def test_a_silent_process_is_lost_after_the_limit_and_named(ends):
+def test_a_silent_process_is_lost_after_the_limit_and_named(watch, ends):
     records = {}
     lost, left = watch(records, 1), watch(records, 0)
     lost.__enter__()
@@ -173,40 +183,36 @@ def test_a_silent_process_is_lost_after_the_limit_and_named(ends):
     ((code, text),) = ends
     assert code == 70
     assert re.search(rf"process 1 \(\S+, pid {os.getpid()}\) has given no sign of life", text)
-    silence(left)
 
 
-def test_a_process_that_never_gave_a_sign_is_lost(ends):
-    peers = watch({}, 0).__enter__()
+def test_a_process_that_never_gave_a_sign_is_lost(watch, ends):
+    watch({}, 0).__enter__()
     wait_for(lambda: ends)
-    silence(peers)
     assert "process 1 (nothing was heard of it)" in ends[0][1]
 
 
-def test_an_unreachable_coordinator_is_named(ends):
+def test_an_unreachable_coordinator_is_named(watch, ends):
     peers = watch({}, 1).__enter__()
     peers._coordination.open = False
     wait_for(lambda: ends)
-    silence(peers)
     assert "process 0" in ends[0][1]
     assert "nowhere:1" in ends[0][1]
 
 
 @pytest.mark.parametrize(("error", "code"), [(UserError("no such folder"), 2), (RuntimeError("broken"), 1)])
-def test_a_failure_ends_the_others_with_its_message(ends, error, code):
+def test_a_failure_ends_the_others_with_its_message(watch, ends, error, code):
     records = {}
-    other = watch(records, 0).__enter__()
+    watch(records, 0).__enter__()
     with pytest.raises(Ended), watch(records, 1):
         raise error
     wait_for(lambda: len(ends) == 2)
-    silence(other)
     (own, trace), (others, text) = ends
     assert (own, others) == (code, 70)
     assert str(error) in trace
     assert re.search(rf"process 1 \(.*\) has failed: .*{error}", text)
 
 
-def test_what_two_processes_find_at_once_each_says_itself(ends):
+def test_what_two_processes_find_at_once_each_says_itself(watch, ends):
     records = {}
     first, second = watch(records, 0, grace=5.0), watch(records, 1, grace=5.0)
     for peers in (first, second):
@@ -218,7 +224,7 @@ def test_what_two_processes_find_at_once_each_says_itself(ends):
     assert [code for code, _ in ends] == [2, 2]
 
 
-def test_leaving_waits_for_the_others_and_is_no_failure(ends):
+def test_leaving_waits_for_the_others_and_is_no_failure(watch, ends):
     records = {}
     first, second = watch(records, 0), watch(records, 1)
     for peers in (first, second):
@@ -233,14 +239,12 @@ def test_leaving_waits_for_the_others_and_is_no_failure(ends):
     assert not ends
 
 
-def test_third_parties_name_the_process_that_was_lost_and_not_the_one_that_found_out(ends):
+def test_third_parties_name_the_process_that_was_lost_and_not_the_one_that_found_out(watch, ends):
     records = {}
     found, told = watch(records, 1, of=3), watch(records, 2, of=3, limit=60.0)
     found.__enter__()
     told.__enter__()
     wait_for(lambda: len(ends) == 2)
-    for peers in (found, told):
-        silence(peers)
     assert all("process 0 (nothing was heard of it) has given no sign" in text for _, text in ends)
 
 

@@ -111,7 +111,7 @@ def test_what_waits_is_bounded(tmp_path, disk, monkeypatch, capsys):
 
 
 def test_tensorboard_goes_on(tmp_path, disk, capsys):
-    """More events than its queue holds: its own way of writing would have ended in a queue that nobody empties."""
+    """More events than the queue of tensorboardX holds, in which its own way of writing would have come to a stop."""
     disk.room = 0
     file = TensorBoardFile(tmp_path / "tensorboard", 0)
     for step in range(1, 41):

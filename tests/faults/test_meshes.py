@@ -21,9 +21,15 @@ ONE_GO = ("TrainConfig.steps=30", "TrainConfig.eval_every=0", "TrainConfig.check
 def place(tmp_path_factory):
     place = tmp_path_factory.mktemp("meshes")
     write_toy_data(place / "data", runs.TOY_TASKS, shards=2)
+    return place
+
+
+@pytest.fixture(scope="module")
+def one(place):
+    """The run of one process with one device, which only the slow tests are held to."""
     done = runs.run(place / "one", place / "data", *ONE_GO)
     assert done.returncode == 0, done.stderr
-    return place
+    return place / "one"
 
 
 def assert_same_to_rounding(ours, theirs, steps=30):
@@ -35,18 +41,18 @@ def assert_same_to_rounding(ours, theirs, steps=30):
 
 
 @pytest.mark.slow
-def test_from_eight_devices_to_four_to_two(place):
+def test_from_eight_devices_to_four_to_two(place, one):
     run_dir = place / "shrinking"
     for devices, stop, axes in ((8, 10, ("fsdp=2",)), (4, 20, ("tensor=2",)), (2, 30, ())):
         bindings = [f"TrainConfig.stop_at_step={stop}", *(f"MeshConfig.{axis}" for axis in axes)]
         done = runs.run(run_dir, place / "data", *ONE_GO, *bindings, devices=devices)
         assert done.returncode == 0, done.stderr
         assert f"on {devices} cpu device(s)" in done.stdout
-    assert_same_to_rounding(run_dir, place / "one")
+    assert_same_to_rounding(run_dir, one)
 
 
 @pytest.mark.slow
-def test_from_two_processes_to_one_to_four(place):
+def test_from_two_processes_to_one_to_four(place, one):
     run_dir = place / "regrouping"
     for processes, stop in ((2, 10), (1, 20), (4, 30)):
         bindings = (*ONE_GO, f"TrainConfig.stop_at_step={stop}")
@@ -57,7 +63,7 @@ def test_from_two_processes_to_one_to_four(place):
         started = runs.run_processes(run_dir, place / "data", processes, *bindings)
         texts = outputs(started, 500.0)
         assert [p.returncode for p in started] == [0] * processes, "\n".join(texts)
-    assert_same_to_rounding(run_dir, place / "one")
+    assert_same_to_rounding(run_dir, one)
 
 
 DIVIDED = """
