@@ -15,6 +15,7 @@ import statistics
 import sys
 from typing import Any
 
+from benchmarks.evidence.tables import seconds_a_step
 from benchmarks.evidence.variants import COMPARISONS, VARIANTS
 
 _OBJECTIVES = {"span_corruption": "span corruption", "translation_span_corruption": "translation span corruption"}
@@ -25,11 +26,6 @@ def curves(runs: dict[str, Any], part: str, name: str) -> dict[int, list[float]]
     rows = [row[part][name] for row in runs.values() if name in row[part]]
     steps = set.intersection(*(set(row) for row in rows)) if rows else set()
     return {int(step): [row[step] for row in rows] for step in sorted(steps, key=int)}
-
-
-def seconds_a_step(runs: dict[str, Any]) -> float:
-    """The median of the seeds' medians."""
-    return statistics.median(row["step_seconds"] for row in runs.values() if row["step_seconds"])
 
 
 def draw(axes: Any, found: dict[int, list[float]], label: str, scale: float = 1.0) -> None:
@@ -52,7 +48,7 @@ def initialisation(results: dict[str, Any], path: pathlib.Path) -> None:
             found = curves(runs, "pretraining", objective)
             label = VARIANTS[name].title.split(", both")[0]
             draw(row[0], found, label)
-            draw(row[1], found, label, seconds_a_step(runs))
+            draw(row[1], found, label, seconds_a_step(runs) or 0.0)
         row[0].set_ylabel(f"{title}\nnats a piece of held-out text")
     grid[0][0].legend(fontsize="small")
     grid[1][0].set_xlabel("steps")

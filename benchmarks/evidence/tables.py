@@ -28,8 +28,12 @@ COLUMNS: dict[str, Callable[[dict[str, Any]], float | None]] = {
     "translation after fine-tuning": lambda row: last(row["finetuning"].get("loss")),
     "chrF++": lambda row: mean_score(row, "chrf++"),
     "BLEU": lambda row: mean_score(row, "bleu"),
-    "seconds a step": lambda row: row["step_seconds"],
 }
+
+
+def seconds_a_step(runs: dict[str, Any]) -> float | None:
+    """Of pretraining, the median of the seed that was disturbed least; None without pretraining."""
+    return min((row["step_seconds"] for row in runs.values() if row["step_seconds"]), default=None)
 
 
 def mean_and_spread(values: list[float | None]) -> str:
@@ -48,8 +52,13 @@ def print_tables(results: dict[str, Any]) -> None:
         there = [name for name in names if name in results["runs"]]
         if len(there) < 2:
             continue
-        print(f"\n{title}\n\n| | {' | '.join(COLUMNS)} |\n" + "|---" * (len(COLUMNS) + 1) + "|")
-        for name in there:
-            runs = results["runs"][name].values()
-            cells = [mean_and_spread([column(row) for row in runs]) for column in COLUMNS.values()]
-            print(f"| {VARIANTS[name].title} | {' | '.join(cells)} |")
+        cells = {}
+        for heading, column in COLUMNS.items():
+            found = [mean_and_spread([column(row) for row in results["runs"][name].values()]) for name in there]
+            if set(found) != {"–"}:
+                cells[heading] = found
+        times = [seconds_a_step(results["runs"][name]) for name in there]
+        cells["seconds a step"] = ["–" if time is None else f"{time:.2f}" for time in times]
+        print(f"\n{title}\n\n| | {' | '.join(cells)} |\n" + "|---" * (len(cells) + 1) + "|")
+        for name, row in zip(there, zip(*cells.values(), strict=True), strict=True):
+            print(f"| {VARIANTS[name].title} | {' | '.join(row)} |")
