@@ -112,6 +112,7 @@ def test_its_extras(installed: Path) -> None:
     assert set(found.metadata.get_all("Provides-Extra") or []) == {
         "dask",
         "docs",
+        "evidence",
         "gcs",
         "gpu",
         "lint",
