@@ -13,7 +13,16 @@ from benchmarks.evidence.documents import SourceError
 from benchmarks.evidence.sources import Source
 
 # Only wheels, for one version of Python: nothing is built or run, and every machine gets the same file.
-_PIP = (sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--python-version=3.12")
+PIP_DOWNLOAD = (
+    sys.executable,
+    "-m",
+    "pip",
+    "download",
+    "--quiet",
+    "--no-deps",
+    "--only-binary=:all:",
+    "--python-version=3.12",
+)
 
 
 def fetch(source: Source, downloads: Path) -> Path:
@@ -51,7 +60,7 @@ def sha256(path: Path) -> str:
 def _command(source: Source, downloads: Path) -> list[str]:
     if source.registry == "npm":
         return ["npm", "pack", "--silent", f"{source.name}@{source.version}"]
-    return [*_PIP, f"--dest={downloads.absolute()}", f"{source.name}=={source.version}"]
+    return [*PIP_DOWNLOAD, f"--dest={downloads.absolute()}", f"{source.name}=={source.version}"]
 
 
 def _file_of(source: Source, downloads: Path) -> Path | None:

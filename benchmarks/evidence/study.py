@@ -1,6 +1,6 @@
 """The papers' comparisons at a laptop's size: variants of one pretraining, with several seeds, and what they are worth.
 
-    python -m benchmarks.evidence.corpora --output=runs/evidence/corpora --languages=de,ru
+    python -m benchmarks.evidence.corpora --output=runs/evidence/corpora --languages=de,fr,ru,es
     python -m benchmarks.evidence.encoder --output=runs/evidence/encoder --layers=4
     python -m benchmarks.evidence.study [--seeds=0,1,2] [--only=interleaved,random] [--output=runs/evidence]
 
@@ -80,17 +80,15 @@ def pretrain(flags: argparse.Namespace, name: str, variant: Variant, seed: int) 
     if variant.pretraining is None:
         return model
     run_dir = flags.output / "pretrained" / f"{name}_{seed}"
-    rows = flags.rows // 2
+    objectives = variant.pretraining.get("objective_batch_sizes", OBJECTIVES)
     settings: dict[str, Any] = {
-        "objective_batch_sizes": dict.fromkeys(OBJECTIVES, rows),
         "data_dir": str(flags.output / "data" / "pretraining"),
         "languages": ["en", *flags.languages],
         "chunk_length": 128,
         "prepared_dir": str(flags.output / "prepared" / "pretraining"),
         **variant.pretraining,
+        "objective_batch_sizes": dict.fromkeys(objectives, flags.rows // len(objectives)),
     }
-    if len(settings["objective_batch_sizes"]) == 1:
-        settings["objective_batch_sizes"] = dict.fromkeys(settings["objective_batch_sizes"], 2 * rows)
     bindings = (
         *(f"DataConfig.{key}={value!r}" for key, value in settings.items()), f"TrainConfig.init_from={str(model)!r}",
         f"TrainConfig.seed={seed}", f"OptimizerConfig.learning_rate={flags.learning_rate}", "TrainConfig.eval_batches=8",
@@ -100,9 +98,9 @@ def pretrain(flags: argparse.Namespace, name: str, variant: Variant, seed: int) 
     return run_dir
 
 
-def finetune(flags: argparse.Namespace, name: str, variant: Variant, seed: int) -> pathlib.Path:
-    """The fine-tuned run."""
-    from_dir, run_dir = pretrain(flags, name, variant, seed), flags.output / "finetuned" / f"{name}_{seed}"
+def finetune(flags: argparse.Namespace, name: str, seed: int, from_dir: pathlib.Path) -> pathlib.Path:
+    """The run that is fine-tuned from a pretrained one, or from a start."""
+    run_dir = flags.output / "finetuned" / f"{name}_{seed}"
     bindings = (
         f"DataConfig.data_dir={str(flags.output / 'data' / 'finetuning')!r}", f"TrainConfig.seed={seed}",
         "DataConfig.source_length=128", "DataConfig.target_length=128", f"DataConfig.source_prefix={PREFIX!r}",
@@ -111,7 +109,7 @@ def finetune(flags: argparse.Namespace, name: str, variant: Variant, seed: int) 
         f"TrainConfig.init_from={str(from_dir)!r}", "OptimizerConfig.schedule='linear'",
         f"OptimizerConfig.learning_rate={flags.learning_rate}",
     )  # fmt: skip
-    train_as(start(flags, variant, seed), "finetune_examples.gin", run_dir, flags.finetune_steps, bindings)
+    train_as(start(flags, VARIANTS[name], seed), "finetune_examples.gin", run_dir, flags.finetune_steps, bindings)
     return run_dir
 
 
@@ -145,12 +143,12 @@ def numbers(run_dir: pathlib.Path, names: dict[str, str]) -> dict[str, dict[str,
 def measure(flags: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
     """A row of results: one variant with one seed."""
     variant = VARIANTS[name]
-    finetuned = finetune(flags, name, variant, seed)
+    from_dir = pretrain(flags, name, variant, seed)
+    finetuned = finetune(flags, name, seed, from_dir)
     row: dict[str, Any] = {"pretraining": {}, "step_seconds": None}
     if variant.pretraining is not None:
-        run_dir = pretrain(flags, name, variant, seed)
-        row["pretraining"] = numbers(run_dir, {f"eval/{objective}/text_loss": objective for objective in OBJECTIVES})
-        lines = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
+        row["pretraining"] = numbers(from_dir, {f"eval/{objective}/text_loss": objective for objective in OBJECTIVES})
+        lines = map(json.loads, (from_dir / "metrics.jsonl").read_text().splitlines())
         seconds = sorted(line["step_seconds"] for line in lines)
         row["step_seconds"] = seconds[len(seconds) // 2]
     row["finetuning"] = numbers(finetuned, {"eval/sequence_to_sequence/loss": "loss"})
